@@ -1,0 +1,43 @@
+"""The instruct kind: a picture, and for each question about it the question and its answer."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from data_pipelines.examples import Example, Text
+from data_pipelines.quarantine import BadRecord
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruct:
+    """trunk = (image,); a branch a question: the user asks, the assistant answers, with loss.
+
+    questions: how many of a record's questions to take, drawn anew every time; 0 = all of them, in their order.
+    """
+
+    questions: int = 0
+
+    def __call__(self, record: Mapping[str, Any], rng: np.random.Generator, source: str = "") -> Example:
+        """Makes an example of {'id', 'image', 'questions': [{'question', 'answer'}]}.
+
+        Raises:
+            BadRecord: if the record has no question, or an empty question or answer.
+        """
+        questions = record.get("questions") or ()
+        if not questions:
+            raise BadRecord("no question", record["id"])
+        if self.questions:
+            questions = [questions[index] for index in rng.permutation(len(questions))[: self.questions]]
+        branches = []
+        for entry in questions:
+            for field in ("question", "answer"):
+                if not isinstance(entry.get(field), str) or not entry[field].strip():
+                    raise BadRecord(
+                        f"an entry without {'a question' if field == 'question' else 'an answer'}", record["id"]
+                    )
+            branches.append(
+                (Text(entry["question"], role="user"), Text(entry["answer"], loss=True, role="assistant")),
+            )
+        return Example(trunk=(record["image"],), branches=tuple(branches), source=source, id=record["id"])

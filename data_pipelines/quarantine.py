@@ -1,0 +1,132 @@
+"""What becomes of unusable records: written down, counted, and a reason to stop when there are too many of them."""
+
+import collections
+import json
+import math
+import threading
+from collections.abc import Mapping
+
+from etils import epath
+
+from vlm_jax.errors import UserError
+
+
+class BadRecord(ValueError):  # noqa: N818
+    """A record that cannot become an example. The message says why; `record_id` names it where the raiser knows it."""
+
+    def __init__(self, reason: str, record_id: str = "") -> None:
+        super().__init__(reason)
+        self.record_id = record_id
+
+
+class Quarantine:
+    """Keeps account of unusable records by source, and stops the run when their share passes the limit.
+
+    A record counts once, however often the epochs come back to it. A run stops when either
+
+    - distinct bad records of a source pass both `floor` and `limit` times the source's size, where `expect` told it; or
+    - bad records met pass `floor` and, by more than three standard deviations of chance, `limit` times the records
+      met. This one speaks early in sources too large to see the end of, and is all there is where the size is unknown.
+
+    The file holds one JSON line a bad record: {"source", "id", "reason"}. Lines that are there already (a resumed run)
+    count, and are not written again.
+    """
+
+    def __init__(self, path: epath.PathLike | None = None, limit: float = 0.01, floor: int = 3) -> None:
+        """Opens the account.
+
+        Args:
+            path: file that bad records are appended to; None keeps them in memory only.
+            limit: share of bad records, 0..1, above which the run stops.
+            floor: that many bad records of a source never stop a run.
+
+        Raises:
+            UserError: if the limit is not a share, or the file cannot be read.
+        """
+        if not 0 <= limit <= 1:
+            raise UserError(f"quarantine limit {limit} is not a share: give a number from 0 to 1")
+        self._path = None if path is None else epath.Path(path)
+        self._limit = limit
+        self._floor = floor
+        self._reasons: dict[tuple[str, str], str] = {}
+        self._met: collections.Counter[str] = collections.Counter()
+        self._bad_met: collections.Counter[str] = collections.Counter()
+        self._sizes: dict[str, int] = {}
+        self._lock = threading.Lock()
+        if self._path is not None and self._path.exists():
+            self._read(self._path)
+
+    def expect(self, source: str, records: int) -> None:
+        """Says how many records the source holds in all."""
+        self._sizes[source] = records
+
+    def met(self, source: str, records: int = 1) -> None:
+        """Counts records drawn from the source, good and bad alike; call it before `add`."""
+        with self._lock:
+            self._met[source] += records
+
+    def add(self, source: str, record_id: str, reason: str) -> None:
+        """Puts a record into quarantine.
+
+        Raises:
+            UserError: once bad records are more than the limit allows (the record is written down first), or if the
+                file cannot be written.
+        """
+        reason = " ".join(reason.split())
+        with self._lock:
+            self._bad_met[source] += 1
+            if (source, record_id) not in self._reasons:
+                self._reasons[source, record_id] = reason
+                self._write(source, record_id, reason)
+            self._check(source, record_id, reason)
+
+    def counts(self) -> Mapping[str, int]:
+        """Distinct bad records by source; sources without one are left out."""
+        with self._lock:
+            return dict(collections.Counter(source for source, _ in self._reasons))
+
+    def reasons(self) -> Mapping[tuple[str, str], str]:
+        """(source, record id) -> reason, in the order in which they were met."""
+        with self._lock:
+            return dict(self._reasons)
+
+    def _check(self, source: str, record_id: str, reason: str) -> None:
+        distinct = sum(name == source for name, _ in self._reasons)
+        size = self._sizes.get(source)
+        met, bad = self._met[source], self._bad_met[source]
+        allowed = self._limit * met
+        if size is not None and distinct > max(self._floor, self._limit * size):
+            share = f"{distinct} of {size} records"
+        elif bad > self._floor + allowed + 3 * math.sqrt(allowed):
+            share = f"{bad} of the first {max(met, bad)} records"
+        else:
+            return
+        where = f"; all are listed in {self._path}" if self._path is not None else ""
+        raise UserError(
+            f"source '{source}': {share} are unusable, more than the limit of {self._limit:.2%}; the last was "
+            f"{record_id}: {reason}{where}; mend the data, or raise the quarantine limit"
+        )
+
+    def _read(self, path: epath.Path) -> None:
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            try:
+                entry = json.loads(line)
+                self._reasons[entry["source"], entry["id"]] = entry["reason"]
+            except (ValueError, KeyError, TypeError):
+                # A run that was killed while it wrote leaves half a line at the end; anything else is damage.
+                if number == len(path.read_text(encoding="utf-8").splitlines()):
+                    return
+                raise UserError(f"{path}, line {number}: not a quarantine entry; remove the line or the file") from None
+
+    def _write(self, source: str, record_id: str, reason: str) -> None:
+        if self._path is None:
+            return
+        line = json.dumps({"source": source, "id": record_id, "reason": reason}, ensure_ascii=False)
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with self._path.open("a") as file:
+                file.write(line + "\n")
+        except OSError as error:
+            raise UserError(
+                f"{self._path}: cannot write the quarantine ({error}); free space or mend the path"
+            ) from None
