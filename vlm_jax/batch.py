@@ -94,10 +94,11 @@ class Batch:
             examples: E, entries of the per-example arrays.
         """
 
-        def ints(*shape: int) -> jax.ShapeDtypeStruct:
+        def ints(*shape: int) -> Any:
             return jax.ShapeDtypeStruct(shape, jnp.int32)
 
         plane = ints(rows, length)
+        weights: Any = jax.ShapeDtypeStruct((rows, length), jnp.float32)
         visual: dict[str, Any] = {}
         if images:
             visual = {
@@ -109,7 +110,7 @@ class Batch:
         return Batch(
             tokens=plane,
             targets=plane,
-            loss_weights=jax.ShapeDtypeStruct((rows, length), jnp.float32),
+            loss_weights=weights,
             segment_ids=plane,
             branch_ids=plane,
             block_ids=plane,

@@ -1,0 +1,1 @@
+"""Objectives, each a pure function of model outputs and a Batch."""

@@ -1,0 +1,57 @@
+"""The key-value cache of a decoder: what generation keeps between tokens."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class KeyValueCache:
+    """Keys and values of T slots, in one order for all rows; a row's padding slots are not valid.
+
+    Prompts of several lengths are padded at the end, prefilled together and continued in the same slots:
+
+        slots      0 1 2 3 4 | 5 6 7      prompt of 5 slots, then one slot a generated token
+        row 0      a b c d e | f g .
+        row 1      a b c . . | d e .      slots 3, 4 stay invalid; positions of d, e are 3, 4
+    """
+
+    keys: tuple[Float[Array, "R B T G K"], ...]
+    """One array for each block of the decoder's pattern; R = how often the pattern repeats."""
+    values: tuple[Float[Array, "R B T G K"], ...]
+    positions: Int[Array, "B T"]
+    valid: Bool[Array, "B T"]
+    used: Int[Array, ""]
+    """The number of slots written; the next token goes here."""
+
+    @property
+    def length(self) -> int:
+        """T, the number of slots."""
+        return self.positions.shape[1]
+
+    def append(self, positions: Int[Array, "B S"], valid: Bool[Array, "B S"]) -> "KeyValueCache":
+        """The same cache with the next S slots claimed; their keys and values are written by the blocks."""
+        start = (0, self.used)
+        return dataclasses.replace(
+            self,
+            positions=jax.lax.dynamic_update_slice(self.positions, positions, start),
+            valid=jax.lax.dynamic_update_slice(self.valid, valid, start),
+            used=self.used + positions.shape[1],
+        )
+
+
+def empty_cache(
+    pattern: int, repeats: int, rows: int, length: int, heads: int, head_size: int, dtype: jnp.dtype
+) -> KeyValueCache:
+    """An empty cache: `pattern` arrays [repeats, rows, length, heads, head_size] of keys, and as many of values."""
+    zeros = tuple(jnp.zeros((repeats, rows, length, heads, head_size), dtype) for _ in range(pattern))
+    return KeyValueCache(
+        keys=zeros,
+        values=jax.tree.map(jnp.copy, zeros),
+        positions=jnp.zeros((rows, length), jnp.int32),
+        valid=jnp.zeros((rows, length), bool),
+        used=jnp.zeros((), jnp.int32),
+    )

@@ -1,0 +1,215 @@
+"""Decoder LLM of the Llama family: RMSNorm, rotary positions, grouped-query attention, SwiGLU; scanned."""
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from vlm_jax.models.attention import AttentionKernel, attention, rotary
+from vlm_jax.models.cache import KeyValueCache, empty_cache
+from vlm_jax.models.layers import GatedMLP, Precision, Projection, RematPolicy, RMSNorm, parameter, remat
+
+
+@dataclasses.dataclass(frozen=True)
+class SelfAttentionBlock:
+    """One block of the pattern: causal self-attention and a gated MLP."""
+
+    window: int = 0
+    """Sliding window in positions; 0 = the whole example."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DecoderConfig:
+    """Sizes of a decoder. Its layers repeat `pattern`, so alternating or inserted blocks are data."""
+
+    vocabulary_size: int = 32_000
+    width: int = 768
+    layers: int = 12
+    heads: int = 12
+    key_value_heads: int = 12
+    head_size: int = 64
+    mlp_width: int = 2048
+    rope_base: float = 10_000.0
+    norm_epsilon: float = 1e-5
+    tied_embeddings: bool = True
+    pattern: tuple[SelfAttentionBlock, ...] = (SelfAttentionBlock(),)
+    attention_kernel: AttentionKernel = "xla"
+    remat: RematPolicy = "none"
+
+    def __post_init__(self) -> None:
+        if self.heads % self.key_value_heads:
+            raise ValueError(
+                f"DecoderConfig: {self.heads} heads do not divide by {self.key_value_heads} key_value_heads"
+            )
+        if not self.pattern or self.layers % len(self.pattern):
+            raise ValueError(
+                f"DecoderConfig: {self.layers} layers are not a multiple of the pattern's {len(self.pattern)} blocks"
+            )
+        if self.head_size % 2:
+            raise ValueError(f"DecoderConfig: head_size {self.head_size} is odd; rotary positions turn pairs")
+
+    @property
+    def repeats(self) -> int:
+        """R, how often the pattern repeats."""
+        return self.layers // len(self.pattern)
+
+
+Masks = tuple[Bool[Array, "B S T"], ...]
+"""One mask for each block of the pattern."""
+
+State = tuple[Float[Array, "B S D"], KeyValueCache | None]
+"""What the scan over layers carries: the residual stream and the cache (None in training)."""
+
+
+class SelfAttention(nn.Module):
+    """Rotary, grouped-query self-attention, without biases; with a cache it writes S slots and reads all of them."""
+
+    config: DecoderConfig
+    precision: Precision
+    place: int
+    """Which block of the pattern this is: its entry in the cache."""
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "B S D"],
+        positions: Int[Array, "B S"],
+        mask: Bool[Array, "B S T"],
+        cache: KeyValueCache | None,
+        repeat: Int[Array, ""],
+    ) -> tuple[Float[Array, "B S D"], KeyValueCache | None]:
+        c, precision = self.config, self.precision
+
+        def project(name: str, heads: int) -> Array:
+            axes = ("embed", "heads" if name == "query" else "key_value_heads", "head_size")
+            shape = (c.width, heads, c.head_size)
+            y = Projection("bsd,dhk->bshk", shape, axes, c.width, precision, name=name)(x)
+            return nn.with_logical_constraint(y, ("batch", "length", "act_heads", "head_size"))
+
+        queries, keys = project("query", c.heads), project("key", c.key_value_heads)
+        values = project("value", c.key_value_heads)
+        queries, keys = rotary(queries, positions, c.rope_base), rotary(keys, positions, c.rope_base)
+        if cache is not None:
+            cache, keys, values = self.remember(cache, repeat, keys, values, x.shape[1])
+        y = attention(queries, keys, values, mask, c.attention_kernel)
+        shape, axes = (c.heads, c.head_size, c.width), ("heads", "head_size", "embed")
+        scale = (2 * c.layers) ** -0.5
+        fan_in = c.heads * c.head_size
+        return Projection("bshk,hkd->bsd", shape, axes, fan_in, precision, scale=scale, name="out")(y), cache
+
+    def remember(
+        self, cache: KeyValueCache, repeat: Array, keys: Array, values: Array, count: int
+    ) -> tuple[KeyValueCache, Array, Array]:
+        """Writes this layer's new keys and values; returns the cache and all that the layer has, [B, T, G, K] each."""
+
+        def write(store: Array, new: Array) -> tuple[Array, Array]:
+            start = (repeat, 0, cache.used - count, 0, 0)
+            store = jax.lax.dynamic_update_slice(store, new[None].astype(store.dtype), start)
+            return store, jax.lax.dynamic_index_in_dim(store, repeat, keepdims=False)
+
+        stored_keys, all_keys = write(cache.keys[self.place], keys)
+        stored_values, all_values = write(cache.values[self.place], values)
+
+        def swap(arrays: tuple[Array, ...], new: Array) -> tuple[Array, ...]:
+            return tuple(new if i == self.place else array for i, array in enumerate(arrays))
+
+        cache = dataclasses.replace(cache, keys=swap(cache.keys, stored_keys), values=swap(cache.values, stored_values))
+        return cache, all_keys, all_values
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    config: DecoderConfig
+    precision: Precision
+    place: int
+
+    @nn.compact
+    def __call__(self, state: State, positions: Array, mask: Array, repeat: Array) -> State:
+        c, precision = self.config, self.precision
+        x, cache = state
+        y = RMSNorm(precision, c.norm_epsilon, name="attention_norm")(x)
+        y, cache = SelfAttention(c, precision, self.place, name="attention")(y, positions, mask, cache, repeat)
+        x = x + y
+        y = RMSNorm(precision, c.norm_epsilon, name="mlp_norm")(x)
+        x = x + GatedMLP(c.width, c.mlp_width, precision, (2 * c.layers) ** -0.5, name="mlp")(y)
+        return nn.with_logical_constraint(x, ("batch", "length", "act_embed")), cache
+
+
+class Pattern(nn.Module):
+    """One repeat of the pattern: the body of the scan."""
+
+    config: DecoderConfig
+    precision: Precision
+
+    @nn.compact
+    def __call__(self, state: State, repeat: Array, positions: Array, masks: Masks) -> tuple[State, None]:
+        block = remat(Block, self.config.remat)
+        for place, mask in enumerate(masks):
+            state = block(self.config, self.precision, place, name=f"block_{place}")(state, positions, mask, repeat)
+        return state, None
+
+
+class Decoder(nn.Module):
+    """Embeddings in, hidden states out; `embed` and `unembed` map tokens to the one and the other to logits."""
+
+    config: DecoderConfig
+    precision: Precision = Precision()
+
+    def setup(self) -> None:
+        c, init = self.config, nn.initializers.normal(0.02)
+        shape = (c.vocabulary_size, c.width)
+        self.embedding = parameter(self, "embedding", init, shape, ("vocab", "embed"), self.precision)
+        scanned: Any = nn.scan(
+            Pattern,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=(0, nn.broadcast, nn.broadcast),
+            length=c.repeats,
+            metadata_params={nn.PARTITION_NAME: "layers"},
+        )
+        self.layers = scanned(c, self.precision)
+        self.norm = RMSNorm(self.precision, c.norm_epsilon)
+        if not c.tied_embeddings:
+            self.head = parameter(self, "head", init, shape[::-1], ("embed", "vocab"), self.precision)
+
+    def embed(self, tokens: Int[Array, "B S"]) -> Float[Array, "B S D"]:
+        """Token ids -> their embeddings, in the compute dtype."""
+        x = self.embedding.astype(self.precision.compute)[tokens]
+        return nn.with_logical_constraint(x, ("batch", "length", "act_embed"))
+
+    def __call__(
+        self,
+        x: Float[Array, "B S D"],
+        positions: Int[Array, "B S"],
+        masks: Masks,
+        cache: KeyValueCache | None = None,
+    ) -> tuple[Float[Array, "B S D"], KeyValueCache | None]:
+        """Runs the layers and the final norm.
+
+        Args:
+            x: embeddings, text and visual tokens together.
+            positions: position of each embedding in its example.
+            masks: for each block of the pattern, True where query s may see key t; T = S, or the cache's slots.
+            cache: if given, its last S claimed slots are written (`KeyValueCache.append` first).
+        """
+        (x, cache), _ = self.layers((x, cache), jnp.arange(self.config.repeats), positions, masks)
+        return self.norm(x), cache
+
+    def unembed(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
+        """Hidden states -> logits, float32."""
+        dtype = jnp.dtype(self.precision.compute)
+        if self.config.tied_embeddings:
+            equation, kernel = "...d,vd->...v", self.embedding
+        else:
+            equation, kernel = "...d,dv->...v", self.head
+        return jnp.einsum(equation, hidden.astype(dtype), kernel.astype(dtype), preferred_element_type=jnp.float32)
+
+    def empty_cache(self, rows: int, length: int) -> KeyValueCache:
+        """A cache of `length` slots for `rows` rows."""
+        c = self.config
+        dtype = jnp.dtype(self.precision.compute)
+        return empty_cache(len(c.pattern), c.repeats, rows, length, c.key_value_heads, c.head_size, dtype)

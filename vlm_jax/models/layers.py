@@ -1,0 +1,158 @@
+"""Layers that every part of the model shares. Parameters carry logical axis names; `parallel/` maps them to a mesh."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+DTypeName = Literal["float32", "bfloat16"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Precision:
+    """Number formats of a model: what it computes in, and what its trained parameters are kept in."""
+
+    compute: DTypeName = "float32"
+    parameters: DTypeName = "float32"
+
+
+RematPolicy = Literal["none", "full", "save_dots", "save_weight_dots"]
+"""What a block keeps for its backward pass:
+none: everything; full: its input only, all is recomputed; save_dots: results of all matrix products;
+save_weight_dots: results of products with weights (attention's own products are recomputed).
+"""
+
+_REMAT_POLICIES: dict[str, Callable[..., bool]] = {
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "save_dots": jax.checkpoint_policies.dots_saveable,
+    "save_weight_dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+def remat(block: Any, policy: RematPolicy) -> Any:
+    """The same module class, which recomputes in its backward pass what `policy` does not keep."""
+    if policy == "none":
+        return block
+    return nn.remat(block, prevent_cse=False, policy=_REMAT_POLICIES[policy])
+
+
+def parameter(
+    module: nn.Module,
+    name: str,
+    init: Callable[..., Any],
+    shape: tuple[int, ...],
+    axes: tuple[str | None, ...],
+    precision: Precision,
+) -> Array:
+    """A parameter of `module` with a logical axis name for each dimension, in the dtype that parameters are kept in."""
+    value: Any = module.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.dtype(precision.parameters))
+    return value
+
+
+class Projection(nn.Module):
+    """y = einsum(equation, x, kernel) (+ bias): a linear map between tensors of any rank.
+
+    The kernel is created with its full shape, so that its logical axes fit it under a mesh (flax issue 3676).
+    It is drawn from a normal distribution with variance scale² / fan_in.
+    """
+
+    equation: str
+    shape: tuple[int, ...]
+    axes: tuple[str | None, ...]
+    fan_in: int
+    precision: Precision
+    bias_dims: int = 0
+    """The trailing dimensions of the kernel that the bias has; 0 = no bias."""
+    scale: float = 1.0
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        dtype = jnp.dtype(self.precision.compute)
+        init = nn.initializers.normal(self.scale * self.fan_in**-0.5)
+        kernel = parameter(self, "kernel", init, self.shape, self.axes, self.precision)
+        y = jnp.einsum(self.equation, x.astype(dtype), kernel.astype(dtype))
+        if self.bias_dims:
+            shape, axes = self.shape[-self.bias_dims :], self.axes[-self.bias_dims :]
+            y += parameter(self, "bias", nn.initializers.zeros, shape, axes, self.precision).astype(dtype)
+        return y
+
+
+def dense(
+    inputs: int,
+    outputs: int,
+    axes: Sequence[str | None],
+    precision: Precision,
+    *,
+    bias: bool = False,
+    scale: float = 1.0,
+    name: str | None = None,
+) -> Projection:
+    """A `Projection` of the last dimension: [..., inputs] -> [..., outputs]."""
+    return Projection(
+        "...i,io->...o", (inputs, outputs), tuple(axes), inputs, precision, int(bias), scale=scale, name=name
+    )
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x²) + eps) * scale over the last dimension, in float32 (Zhang & Sennrich 2019, eq. 4)."""
+
+    precision: Precision
+    epsilon: float = 1e-5
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+        scale = parameter(self, "scale", nn.initializers.ones, x.shape[-1:], ("norm",), self.precision)
+        wide = x.astype(jnp.float32)
+        wide *= jax.lax.rsqrt(jnp.mean(jnp.square(wide), -1, keepdims=True) + self.epsilon)
+        return (wide * scale.astype(jnp.float32)).astype(x.dtype)
+
+
+class LayerNorm(nn.Module):
+    """(x - mean) / sqrt(variance + eps) * scale + bias over the last dimension, in float32 (Ba et al. 2016, eq. 4)."""
+
+    precision: Precision
+    epsilon: float = 1e-6
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+        scale = parameter(self, "scale", nn.initializers.ones, x.shape[-1:], ("norm",), self.precision)
+        bias = parameter(self, "bias", nn.initializers.zeros, x.shape[-1:], ("norm",), self.precision)
+        wide = x.astype(jnp.float32)
+        wide -= jnp.mean(wide, -1, keepdims=True)
+        wide *= jax.lax.rsqrt(jnp.mean(jnp.square(wide), -1, keepdims=True) + self.epsilon)
+        return (wide * scale.astype(jnp.float32) + bias.astype(jnp.float32)).astype(x.dtype)
+
+
+class GatedMLP(nn.Module):
+    """SwiGLU feed-forward: (silu(x W_gate) * (x W_up)) W_down (Shazeer 2020, eq. 6), without biases."""
+
+    width: int
+    hidden: int
+    precision: Precision
+    output_scale: float = 1.0
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B S D"]) -> Float[Array, "B S D"]:
+        up = dense(self.width, self.hidden, ("embed", "mlp"), self.precision, name="up")(x)
+        gate = dense(self.width, self.hidden, ("embed", "mlp"), self.precision, name="gate")(x)
+        y = nn.with_logical_constraint(nn.silu(gate) * up, ("batch", "length", "act_mlp"))
+        scale = self.output_scale
+        return dense(self.hidden, self.width, ("mlp", "embed"), self.precision, scale=scale, name="down")(y)
+
+
+class MLP(nn.Module):
+    """gelu(x W_1 + b_1) W_2 + b_2: the feed-forward part of a ViT block."""
+
+    width: int
+    hidden: int
+    precision: Precision
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B P D"]) -> Float[Array, "B P D"]:
+        y = dense(self.width, self.hidden, ("embed", "mlp"), self.precision, bias=True, name="up")(x)
+        y = nn.with_logical_constraint(nn.gelu(y), ("batch", "patches", "act_mlp"))
+        return dense(self.hidden, self.width, ("mlp", "embed"), self.precision, bias=True, name="down")(y)

@@ -1,0 +1,83 @@
+"""Named sizes. Each is a plain config that an experiment may take whole or `dataclasses.replace` in part."""
+
+import dataclasses
+
+from vlm_jax.models.adapters.mlp import MLPAdapterConfig
+from vlm_jax.models.decoder import DecoderConfig
+from vlm_jax.models.layers import Precision
+from vlm_jax.models.vit import ConvStem, PatchStem, ViTConfig
+from vlm_jax.models.vlm import VLMConfig
+
+_BFLOAT16 = Precision(compute="bfloat16")
+
+
+def vlm_mu(vocabulary_size: int = 384) -> VLMConfig:
+    """A model for tests: every part is there, nothing is large."""
+    return VLMConfig(
+        decoder=DecoderConfig(
+            vocabulary_size, width=32, layers=2, heads=4, key_value_heads=2, head_size=8, mlp_width=64
+        ),
+        encoder=ViTConfig((32, 32), ConvStem((8, 16), (2, 4)), width=24, layers=1, heads=2, mlp_width=48),
+        adapter=MLPAdapterConfig(layers=2, pixel_shuffle=2),
+    )
+
+
+def vlm_200m(vocabulary_size: int = 49_152) -> VLMConfig:
+    """0.2B: a ViT-S/14 at 224 pixels and a decoder of SmolLM2-135M's shape."""
+    return VLMConfig(
+        decoder=DecoderConfig(
+            vocabulary_size,
+            width=576,
+            layers=30,
+            heads=9,
+            key_value_heads=3,
+            head_size=64,
+            mlp_width=1536,
+            rope_base=1e5,
+        ),
+        encoder=ViTConfig((224, 224), PatchStem(14), width=384, layers=12, heads=6, mlp_width=1536),
+        adapter=MLPAdapterConfig(layers=2, pixel_shuffle=2),
+        precision=_BFLOAT16,
+    )
+
+
+def vlm_2b(vocabulary_size: int = 49_152) -> VLMConfig:
+    """2B: SigLIP-So400m/14 at 224 pixels and a decoder of SmolLM2-1.7B's shape."""
+    return VLMConfig(
+        decoder=DecoderConfig(
+            vocabulary_size,
+            width=2048,
+            layers=24,
+            heads=32,
+            key_value_heads=32,
+            head_size=64,
+            mlp_width=8192,
+            rope_base=130_000.0,
+            remat="save_weight_dots",
+        ),
+        encoder=ViTConfig((224, 224), PatchStem(14), width=1152, layers=27, heads=16, mlp_width=4304, remat="full"),
+        adapter=MLPAdapterConfig(layers=2),
+        precision=_BFLOAT16,
+    )
+
+
+def vlm_8b(vocabulary_size: int = 128_256) -> VLMConfig:
+    """8B: SigLIP-So400m/14 at 224 pixels and a decoder of Llama-3.1-8B's shape."""
+    return dataclasses.replace(
+        vlm_2b(),
+        decoder=DecoderConfig(
+            vocabulary_size,
+            width=4096,
+            layers=32,
+            heads=32,
+            key_value_heads=8,
+            head_size=128,
+            mlp_width=14_336,
+            rope_base=500_000.0,
+            tied_embeddings=False,
+            remat="full",
+        ),
+    )
+
+
+PRESETS = {"mu": vlm_mu, "0.2b": vlm_200m, "2b": vlm_2b, "8b": vlm_8b}

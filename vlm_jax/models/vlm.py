@@ -1,0 +1,147 @@
+"""The vision-language model: encoder -> adapter -> decoder; without encoder and adapter it is a text-only LLM."""
+
+import dataclasses
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, UInt8
+
+from vlm_jax.batch import Batch
+from vlm_jax.models.adapters import AdapterConfig, build_adapter
+from vlm_jax.models.cache import KeyValueCache
+from vlm_jax.models.decoder import Decoder, DecoderConfig
+from vlm_jax.models.layers import Precision
+from vlm_jax.models.masks import reference_mask, within_window
+from vlm_jax.models.vit import ViT, ViTConfig, normalise
+
+
+@dataclasses.dataclass(frozen=True)
+class VLMConfig:
+    """What the model is made of. Owns what its parts share: the number formats."""
+
+    decoder: DecoderConfig = dataclasses.field(default_factory=DecoderConfig)
+    encoder: ViTConfig | None = None
+    adapter: AdapterConfig | None = None
+    precision: Precision = Precision()
+
+    def __post_init__(self) -> None:
+        if (self.encoder is None) != (self.adapter is None):
+            raise ValueError("VLMConfig: give both encoder and adapter, or neither (a text-only LLM)")
+        _ = self.prompt_tokens
+
+    @property
+    def prompt_tokens(self) -> int:
+        """N, the visual tokens that a picture puts into the sequence; 0 for a text-only LLM."""
+        if self.encoder is None or self.adapter is None:
+            return 0
+        return self.adapter.prompt_tokens(self.encoder.grid)
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) of the pictures that the model takes; (0, 0) for a text-only LLM."""
+        return self.encoder.image_size if self.encoder else (0, 0)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Output:
+    """What a forward pass gives: logits or hidden states, as asked, and named extras."""
+
+    logits: Float[Array, "B S V"] | None = None
+    hidden: Float[Array, "B S D"] | None = None
+    aux: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+class VLM(nn.Module):
+    """`VLM(config).apply({'params': params}, batch) -> Output`."""
+
+    config: VLMConfig
+
+    def setup(self) -> None:
+        c = self.config
+        self.decoder = Decoder(c.decoder, c.precision)
+        if c.encoder is not None and c.adapter is not None:
+            self.encoder = ViT(c.encoder, c.precision)
+            self.adapter = build_adapter(c.adapter, c.encoder.grid, c.decoder.width, c.precision)
+
+    def __call__(self, batch: Batch, output: Literal["logits", "hidden"] = "logits") -> Output:
+        """One forward pass over packed rows.
+
+        Args:
+            batch: packed rows (`vlm_jax/batch.py`).
+            output: "logits" float32[B, S, V], or "hidden" [B, S, D] for a loss that unembeds in chunks.
+        """
+        masks = tuple(reference_mask(batch, block.window) for block in self.config.decoder.pattern)
+        hidden, _ = self.decoder(self.embed(batch), batch.positions, masks)
+        if output == "hidden":
+            return Output(hidden=hidden)
+        return Output(logits=self.decoder.unembed(hidden))
+
+    def encode(self, images: UInt8[Array, "N H W 3"]) -> Float[Array, "N P D"]:
+        """Pictures -> the encoder's features, which `Batch.features` may carry in place of pictures."""
+        encoder = self.config.encoder
+        if encoder is None:
+            raise ValueError("VLM: this model has no image encoder, but the batch holds pictures; give it text only")
+        return self.encoder(normalise(images, encoder))
+
+    def embed(self, batch: Batch) -> Float[Array, "B S D"]:
+        """Input embeddings: token embeddings, with visual tokens where `visual_index` says so."""
+        x = self.decoder.embed(batch.tokens)
+        features = batch.features
+        if batch.images is not None:
+            rows, slots = batch.images.shape[:2]
+            encoded = self.encode(batch.images.reshape(rows * slots, *batch.images.shape[2:]))
+            features = encoded.reshape(rows, slots, *encoded.shape[1:])
+        if features is None:
+            return x
+        rows, slots = features.shape[:2]
+        visual = self.adapter(features.reshape(rows * slots, *features.shape[2:]))
+        visual = visual.reshape(rows, -1, visual.shape[-1])
+        index = batch.visual_index
+        assert index is not None, "a batch with pictures has a visual_index"
+        gathered = jnp.take_along_axis(visual, jnp.maximum(index, 0)[:, :, None], axis=1)
+        return jnp.where((index >= 0)[:, :, None], gathered.astype(x.dtype), x)
+
+    def unembed(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
+        """Hidden states -> logits, float32."""
+        return self.decoder.unembed(hidden)
+
+    def prefill(self, batch: Batch, length: int) -> tuple[Float[Array, "B S D"], KeyValueCache]:
+        """Runs prompts and keeps their keys and values in a new cache of `length` slots, length >= S."""
+        rows, prompt = batch.tokens.shape
+        cache = self.decoder.empty_cache(rows, length).append(batch.positions, batch.segment_ids != 0)
+        widen = ((0, 0), (0, 0), (0, length - prompt))
+        masks = tuple(jnp.pad(reference_mask(batch, block.window), widen) for block in self.config.decoder.pattern)
+        hidden, filled = self.decoder(self.embed(batch), batch.positions, masks, cache)
+        assert filled is not None
+        return hidden, filled
+
+    def step(
+        self,
+        tokens: Int[Array, "B S"],
+        positions: Int[Array, "B S"],
+        valid: Bool[Array, "B S"],
+        cache: KeyValueCache,
+    ) -> tuple[Float[Array, "B S D"], KeyValueCache]:
+        """Continues every row by S text tokens: hidden states, and the cache with S more slots.
+
+        Args:
+            tokens, positions: the new tokens and their positions in their rows.
+            valid: False where a row has no new token (its slot stays invisible).
+            cache: with at least S free slots.
+        """
+        before = cache.used
+        cache = cache.append(positions, valid)
+        slots = jnp.arange(cache.length)
+        causal = slots[None, :] <= before + jnp.arange(tokens.shape[1])[:, None]
+        sees = cache.valid[:, None, :] & causal[None]
+        masks = tuple(self._windowed(sees, positions, cache, block.window) for block in self.config.decoder.pattern)
+        hidden, filled = self.decoder(self.decoder.embed(tokens), positions, masks, cache)
+        assert filled is not None
+        return hidden, filled
+
+    @staticmethod
+    def _windowed(sees: Array, positions: Array, cache: KeyValueCache, window: int) -> Array:
+        return sees & within_window(positions, cache.positions, window) if window else sees
