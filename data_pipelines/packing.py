@@ -1,0 +1,252 @@
+"""Fills rows with examples: lengths are all it needs, so it runs in the main process before any picture is decoded.
+
+A window of pending examples is kept. Each row takes the oldest pending example, so that none can starve, and then the
+subset of the others that fills the row best, found exactly (a knapsack by dynamic programming over bit sets). With some
+dozens of pending examples a row without a gap nearly always exists, where first-fit leaves several percent empty.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from data_pipelines.template import Rendered
+from vlm_jax.errors import UserError
+
+
+class Size(NamedTuple):
+    """What an example takes of a row: positions and image slots (and one example entry)."""
+
+    length: int
+    images: int
+
+
+class Budget(NamedTuple):
+    """What a row holds: S positions, I image slots, E example entries."""
+
+    length: int
+    images: int
+    examples: int
+
+    def misfit(self, size: Size) -> str | None:
+        """Why an example of this size can never stand in a row, with the setting to raise; None if it can."""
+        if size.length > self.length:
+            return f"{size.length} positions, but a row has {self.length}: raise the stage's data.length"
+        if size.images > self.images:
+            return f"{size.images} pictures, but a row has {self.images} image slots: raise the stage's data.images"
+        return None
+
+
+def best_subset(sizes: Sequence[Size], budget: Budget) -> list[int]:
+    """Indices of the subset with the most positions that the budget allows, in rising order; ties go to early items.
+
+    Exact. For every (images, examples) used, bit n of a Python integer says whether a subset of n positions exists.
+    """
+    mask = (1 << (budget.length + 1)) - 1
+    fits = [i for i, size in enumerate(sizes) if budget.misfit(size) is None]
+    count_images, count_examples = _binding([sizes[i] for i in fits], budget)
+    layers: list[dict[tuple[int, int], int]] = [{(0, 0): 1}]
+    used: list[int] = []
+    full = 1 << budget.length
+    for i in fits:
+        before, after = layers[-1], dict(layers[-1])
+        length, images = sizes[i]
+        done = False
+        for (slots, entries), sums in before.items():
+            key = (slots + images * count_images, entries + count_examples)
+            if key[0] <= budget.images and key[1] <= budget.examples:
+                after[key] = after.get(key, 0) | ((sums << length) & mask)
+                done = done or bool(after[key] & full)
+        layers.append(after)
+        used.append(i)
+        if done:
+            break
+    best, key = max((sums.bit_length() - 1, (-slots, -entries)) for (slots, entries), sums in layers[-1].items())
+    return _trace(layers, used, sizes, (-key[0], -key[1]), best, (count_images, count_examples))
+
+
+def _binding(sizes: Sequence[Size], budget: Budget) -> tuple[int, int]:
+    """(1 or 0, 1 or 0): whether image slots and example entries can run out before positions do, so must be counted."""
+    if not sizes:
+        return 0, 0
+    most = min(len(sizes), budget.length // max(1, min(size.length for size in sizes)))
+    images = sum(sorted((size.images for size in sizes), reverse=True)[: min(most, budget.examples)])
+    return int(images > budget.images), int(most > budget.examples)
+
+
+def _trace(
+    layers: list[dict[tuple[int, int], int]],
+    used: list[int],
+    sizes: Sequence[Size],
+    key: tuple[int, int],
+    total: int,
+    counted: tuple[int, int],
+) -> list[int]:
+    """Walks the layers back from (key, total); an item that can be left out is, so early items are preferred."""
+    chosen = []
+    for layer in range(len(used), 0, -1):
+        if layers[layer - 1].get(key, 0) >> total & 1:
+            continue
+        length, images = sizes[used[layer - 1]]
+        chosen.append(used[layer - 1])
+        key = (key[0] - images * counted[0], key[1] - counted[1])
+        total -= length
+    return chosen[::-1]
+
+
+class Sized(Protocol):
+    """Anything the packer can place."""
+
+    @property
+    def size(self) -> Size: ...
+
+
+T = TypeVar("T", bound=Sized)
+
+
+class Packer(Generic[T]):
+    """An endless sequence of rows from a random-access sequence of items.
+
+    Args:
+        draw: Gives item n of the sequence, or None if it is unusable (it is then passed over). Must be a pure function.
+        budget: What a row holds. Every item must fit by itself.
+        window: How many items are considered for a row.
+    """
+
+    def __init__(self, draw: Callable[[int], T | None], budget: Budget, window: int) -> None:
+        self._draw, self._budget, self._window = draw, budget, window
+        self._next = 0
+        self._pending: list[tuple[int, T]] = []
+
+    def next_row(self) -> list[T]:
+        """The items of the next row, oldest first. Every usable item is handed out exactly once."""
+        while len(self._pending) < self._window:
+            item = self._draw(self._next)
+            if item is not None:
+                self._pending.append((self._next, item))
+            self._next += 1
+        oldest = self._pending[0][1].size
+        room = Budget(
+            self._budget.length - oldest.length, self._budget.images - oldest.images, self._budget.examples - 1
+        )
+        others = best_subset([item.size for _, item in self._pending[1:]], room)
+        chosen = [0, *(1 + i for i in others)]
+        row = [self._pending[i][1] for i in chosen]
+        for i in reversed(chosen):
+            del self._pending[i]
+        return row
+
+    def get_state(self) -> dict[str, Any]:
+        """The position in the sequence and the numbers of the pending items; JSON-able."""
+        return {"next": self._next, "pending": [number for number, _ in self._pending]}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Continues from a state; the pending items are drawn again.
+
+        Raises:
+            UserError: if a pending item can no longer be drawn, so the data are not those of the state.
+        """
+        pending = [(number, self._draw(number)) for number in state["pending"]]
+        lost = [number for number, item in pending if item is None]
+        if lost:
+            raise UserError(
+                f"cannot continue: example {lost[0]} of the data is no longer usable; restore the data that was there"
+            )
+        self._next = state["next"]
+        self._pending = [(number, item) for number, item in pending if item is not None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Planes:
+    """The [B, S] arrays of a batch while they are filled, and the shifted pair made from them."""
+
+    tokens: Int[np.ndarray, "B S"]
+    loss: Float[np.ndarray, "B S"]
+    segment_ids: Int[np.ndarray, "B S"]
+    branch_ids: Int[np.ndarray, "B S"]
+    block_ids: Int[np.ndarray, "B S"]
+    positions: Int[np.ndarray, "B S"]
+    visual_index: Int[np.ndarray, "B S"]
+    example_index: Int[np.ndarray, "B S"]
+
+    @staticmethod
+    def empty(rows: int, length: int, pad_id: int = 0) -> "Planes":
+        """Rows of padding: segment 0, no visual token, no loss."""
+
+        def full(value: int) -> np.ndarray:
+            return np.full((rows, length), value, np.int32)
+
+        return Planes(
+            tokens=full(pad_id),
+            loss=np.zeros((rows, length), np.float32),
+            segment_ids=full(0),
+            branch_ids=full(0),
+            block_ids=full(0),
+            positions=full(0),
+            visual_index=full(-1),
+            example_index=full(0),
+        )
+
+    def write(self, row: int, examples: Sequence[Rendered], prompt_tokens: int) -> None:
+        """Lays examples one after another into a row: segment k + 1 is example k; pictures keep the examples' order.
+
+        Block numbers are made unique in the row and visual indices slot-major (slot * N + n).
+        """
+        start, slots, blocks = 0, 0, 0
+        for number, example in enumerate(examples):
+            check_images(example, prompt_tokens)
+            span = (row, slice(start, start + example.length))
+            self.tokens[span] = example.tokens
+            self.loss[span] = example.loss
+            self.segment_ids[span] = number + 1
+            self.branch_ids[span] = example.branch_ids
+            self.block_ids[span] = np.where(example.block_ids > 0, example.block_ids + blocks, 0)
+            self.positions[span] = example.positions
+            self.visual_index[span] = np.where(
+                example.visual_index >= 0, example.visual_index + slots * prompt_tokens, -1
+            )
+            self.example_index[span] = number
+            start += example.length
+            slots += len(example.images)
+            blocks += int(example.block_ids.max(initial=0))
+
+    def erase(self, row: int, number: int, pad_id: int = 0) -> None:
+        """Turns example `number` (from 0) of a row into padding, where it stands."""
+        gone = self.segment_ids[row] == number + 1
+        for plane in (self.segment_ids, self.branch_ids, self.block_ids, self.positions, self.example_index):
+            plane[row, gone] = 0
+        self.loss[row, gone] = 0.0
+        self.tokens[row, gone] = pad_id
+        self.visual_index[row, gone] = -1
+
+    def shifted(self) -> tuple[Int[np.ndarray, "B S"], Float[np.ndarray, "B S"]]:
+        """(targets, loss_weights), the only place where anything is shifted.
+
+        Position i is to predict token i + 1 if both belong to one example and branch, weighted by that token's loss:
+
+            tokens   B v v U q A a E U q A a E B t
+            branch   0 0 0 1 1 1 1 1 2 2 2 2 2 0 0
+            loss     . . . . . . 1 1 . . . 1 1 . 1
+            targets  v v . q A a E . q A a E . t .
+            weights  . . . . . 1 1 . . . 1 1 . 1 .
+        """
+        same = (self.segment_ids[:, 1:] == self.segment_ids[:, :-1]) & (self.segment_ids[:, 1:] != 0)
+        same &= self.branch_ids[:, 1:] == self.branch_ids[:, :-1]
+        targets, weights = np.zeros_like(self.tokens), np.zeros_like(self.loss)
+        targets[:, :-1] = np.where(same, self.tokens[:, 1:], 0)
+        weights[:, :-1] = np.where(same, self.loss[:, 1:], 0.0)
+        return targets, weights
+
+
+def check_images(example: Rendered, prompt_tokens: int) -> None:
+    """Raises UserError unless the example's places for visual tokens are exactly those of its pictures, in order."""
+    places = example.visual_index[example.visual_index >= 0]
+    expected = len(example.images) * prompt_tokens
+    if not np.array_equal(np.unique(places), np.arange(expected)):
+        raise UserError(
+            f"example {example.id} of {example.source}: {len(np.unique(places))} places for visual tokens, but "
+            f"{len(example.images)} pictures of {prompt_tokens} make {expected}: "
+            "its template and the model's adapter must agree on the tokens a picture"
+        )
