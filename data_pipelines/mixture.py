@@ -6,9 +6,11 @@ the mix is a periodic interleave, and every second element of a one-to-one mix c
 """
 
 import dataclasses
+import functools
+import sys
 import zlib
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, SupportsIndex
 
 import grain
 import numpy as np
@@ -19,6 +21,9 @@ from data_pipelines.kinds import KindConfig
 from data_pipelines.packing import Budget
 from data_pipelines.sources import SourceConfig
 from vlm_jax.errors import UserError
+
+_SMALL = 1 << 16
+"""Below this many records a shard, an epoch's order is kept in memory."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,8 +105,8 @@ class ShardDraws:
                     f"lower virtual_shards to {max(size, 1)} or less"
                 )
             # Records of all entries are numbered one after another, so that one number says entry and record.
-            part = grain.MapDataset.range(offset + shard, offset + size, shards)
-            parts.append(part.shuffle(seed=_entry_seed(seed, shard, entry.title)).repeat())
+            own = range(offset + shard, offset + size, shards)
+            parts.append(_endless(own, _entry_seed(seed, shard, entry.title)))
             offset += size
             self._offsets.append(offset)
         self._draws = parts[0] if len(parts) == 1 else grain.MapDataset.mix(parts, [entry.weight for entry in mixture])
@@ -110,6 +115,31 @@ class ShardDraws:
         number = int(self._draws[index])
         entry = int(np.searchsorted(self._offsets, number, side="right")) - 1
         return Draw(entry, number - self._offsets[entry])
+
+
+def _endless(numbers: range, seed: int) -> grain.MapDataset:
+    """The numbers in a fresh random order every epoch, for ever."""
+    if len(numbers) < _SMALL:
+        return grain.MapDataset.source(_Epochs(numbers, seed))
+    return grain.MapDataset.range(numbers.start, numbers.stop, numbers.step).shuffle(seed=seed).repeat()
+
+
+class _Epochs:
+    """Shuffled epochs of a small range; grain's shuffle keeps no memory, which costs it milliseconds a draw here."""
+
+    def __init__(self, numbers: range, seed: int) -> None:
+        self._numbers, self._seed = numbers, seed
+        self._order = functools.lru_cache(maxsize=4)(self._shuffled)
+
+    def __len__(self) -> int:
+        return sys.maxsize
+
+    def __getitem__(self, index: SupportsIndex) -> int:
+        epoch, place = divmod(int(index), len(self._numbers))
+        return self._numbers[int(self._order(epoch)[place])]
+
+    def _shuffled(self, epoch: int) -> Int[np.ndarray, " records"]:
+        return np.random.default_rng((self._seed, epoch)).permutation(len(self._numbers))
 
 
 def _entry_seed(seed: int, shard: int, title: str) -> int:

@@ -19,7 +19,7 @@ STOP_AFTER = 200
 
 @dataclasses.dataclass(frozen=True)
 class Item:
-    """An example that waits to be placed. Its pictures' random changes depend on the shard and the number of the draw."""
+    """An example that waits to be placed; shard and number of the draw seed the random changes to its pictures."""
 
     entry: int
     shard: int
