@@ -11,12 +11,17 @@ from etils import epath
 from jaxtyping import UInt8
 
 from data_pipelines.examples import Image
+from vlm_jax.errors import UserError
 
 Pixels = UInt8[np.ndarray, "h w 3"]
 
 _INTERPOLATIONS = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC, "area": cv2.INTER_AREA}
 _PNG = b"\x89PNG\r\n\x1a\n"
+_TIFF = (b"II*\0", b"MM\0*")
 _PAD_GREY = 128
+
+# OpenCV writes its own lines about a bad picture to stderr; BadImage says what there is to say.
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 
 class BadImage(ValueError):  # noqa: N818
@@ -52,15 +57,20 @@ class Augmentation:
     shift: int = 0
     noise: float = 0.0
 
+    def __post_init__(self) -> None:
+        if self.shift < 0 or self.noise < 0:
+            raise UserError(f"augmentation shift {self.shift}, noise {self.noise}: neither may be negative")
+
 
 def decode(image: Image) -> Pixels:
     """Decodes a picture into RGB.
 
-    Grey becomes RGB, transparency is laid over white, 16 bits become 8, EXIF orientation is applied; of an animation,
-    the first frame.
+    Grey becomes RGB, transparency is laid over white, 16 bits become 8, EXIF orientation is applied (to pictures
+    without transparency); of an animation, the first frame.
 
     Raises:
-        BadImage: if the file cannot be read, is truncated or damaged, or is not a picture in a known format.
+        BadImage: if the file cannot be read, is truncated, is not a picture in a known format, or is damaged (a PNG
+            anywhere; other formats where their decoder sees it).
     """
     data = _read(image)
     name = f"'{image.path}'" if image.path is not None else f"{len(data)} bytes"
@@ -73,6 +83,8 @@ def decode(image: Image) -> Pixels:
         pixels = _decode_over_white(data) if _may_be_transparent(data) else _imdecode(data, cv2.IMREAD_COLOR_RGB)
     except cv2.error as error:
         raise BadImage(f"{name}: cannot be decoded ({error.err})") from None
+    except BadImage as error:
+        raise BadImage(f"{name}: {error}") from None
     if pixels is None:
         raise BadImage(f"{name}: not a picture in a known format (PNG, JPEG, WebP, …), or damaged")
     return pixels
@@ -140,6 +152,8 @@ def _decode_over_white(data: bytes) -> Pixels | None:
     pixels = _imdecode(data, cv2.IMREAD_UNCHANGED)
     if pixels is None or pixels.ndim < 3 or pixels.shape[2] != 4:
         return _imdecode(data, cv2.IMREAD_COLOR_RGB)
+    if data.startswith(_TIFF) or pixels.dtype not in (np.uint8, np.uint16):
+        raise BadImage("transparency in a TIFF or in floating point, which is not read rightly; convert it to PNG")
     top = float(np.iinfo(pixels.dtype).max)
     alpha = pixels[:, :, 3:] / top
     colour = pixels[:, :, 2::-1] * (255.0 / top)

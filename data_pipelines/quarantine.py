@@ -1,8 +1,10 @@
 """What becomes of unusable records: written down, counted, and a reason to stop when there are too many of them."""
 
 import collections
+import contextlib
 import json
 import math
+import os
 import threading
 from collections.abc import Mapping
 
@@ -52,6 +54,7 @@ class Quarantine:
         self._met: collections.Counter[str] = collections.Counter()
         self._bad_met: collections.Counter[str] = collections.Counter()
         self._sizes: dict[str, int] = {}
+        self._half_line = False
         self._lock = threading.Lock()
         if self._path is not None and self._path.exists():
             self._read(self._path)
@@ -108,25 +111,34 @@ class Quarantine:
         )
 
     def _read(self, path: epath.Path) -> None:
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-            try:
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{path}: cannot read the quarantine ({error}); remove the file or mend the path") from None
+        for line in text.splitlines():
+            # A run that was killed while it wrote leaves half a line; its record comes again when it is met again.
+            with contextlib.suppress(ValueError, KeyError, TypeError):
                 entry = json.loads(line)
                 self._reasons[entry["source"], entry["id"]] = entry["reason"]
-            except (ValueError, KeyError, TypeError):
-                # A run that was killed while it wrote leaves half a line at the end; anything else is damage.
-                if number == len(path.read_text(encoding="utf-8").splitlines()):
-                    return
-                raise UserError(f"{path}, line {number}: not a quarantine entry; remove the line or the file") from None
+        self._half_line = bool(text) and not text.endswith("\n")
 
     def _write(self, source: str, record_id: str, reason: str) -> None:
         if self._path is None:
             return
-        line = json.dumps({"source": source, "id": record_id, "reason": reason}, ensure_ascii=False)
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
+            if "://" in os.fspath(self._path):
+                # Object stores cannot append.
+                self._path.write_text("".join(_line(*key, reason) for key, reason in self._reasons.items()))
+                return
             with self._path.open("a") as file:
-                file.write(line + "\n")
+                file.write("\n" * self._half_line + _line(source, record_id, reason))
+            self._half_line = False
         except OSError as error:
             raise UserError(
                 f"{self._path}: cannot write the quarantine ({error}); free space or mend the path"
             ) from None
+
+
+def _line(source: str, record_id: str, reason: str) -> str:
+    return json.dumps({"source": source, "id": record_id, "reason": reason}) + "\n"

@@ -31,7 +31,7 @@ class TemplateConfig:
     bidirectional_images: bool = True
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Rendered:
     """One example as arrays of equal length L, trunk first, then branch after branch."""
 
@@ -57,38 +57,55 @@ class Rendered:
 
 
 class _Writer:
-    """Collects the columns of a Rendered."""
+    """Collects runs of tokens that share weight, branch and block, and spreads them over positions at the end."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
         self.opening = {"user": tokenizer.user_id, "assistant": tokenizer.assistant_id}
         self.tokens: list[int] = []
-        self.loss: list[float] = []
-        self.branch_ids: list[int] = []
-        self.block_ids: list[int] = []
-        self.positions: list[int] = []
-        self.visual_index: list[int] = []
+        self.runs: list[tuple[int, float, int, int, int, int]] = []
         self.branch = 0
         self.position = 0
 
     def add(self, tokens: list[int], weight: float = 0.0, block: int = 0, visual: int = -1) -> None:
-        count = len(tokens)
+        """Appends tokens; `visual` is the index of the first one's visual token."""
+        self.runs.append((len(tokens), weight, self.branch, block, self.position, visual))
         self.tokens += tokens
-        self.loss += [weight] * count
-        self.branch_ids += [self.branch] * count
-        self.block_ids += [block] * count
-        self.positions += range(self.position, self.position + count)
-        self.visual_index += [-1] * count if visual < 0 else range(visual, visual + count)
-        self.position += count
+        self.position += len(tokens)
 
     def text(self, text: Text) -> None:
-        weight = float(text.loss)
+        """Appends running text or a whole turn."""
         ids = self.tokenizer.encode(text.text)
         if text.role is None:
-            self.add(ids, weight)
-        else:
+            self.add(ids, float(text.loss))
+        elif text.loss:
             self.add([self.opening[text.role]])
-            self.add([*ids, self.tokenizer.end_id], weight)
+            self.add([*ids, self.tokenizer.end_id], 1.0)
+        else:
+            self.add([self.opening[text.role], *ids, self.tokenizer.end_id])
+
+    def finish(self, example: Example) -> Rendered:
+        """Turns the runs into arrays."""
+        columns = np.array(self.runs, np.float64)
+        count, weight, branch, block, start, visual = (columns[:, number] for number in range(6))
+        lengths = count.astype(np.int64)
+
+        def spread(column: np.ndarray) -> np.ndarray:
+            return np.repeat(column.astype(np.int32), lengths)
+
+        within = np.arange(len(self.tokens), dtype=np.int32) - spread(np.cumsum(count) - count)
+        first_visual = spread(visual)
+        return Rendered(
+            tokens=np.array(self.tokens, np.int32),
+            loss=np.repeat(weight.astype(np.float32), lengths),
+            branch_ids=spread(branch),
+            block_ids=spread(block),
+            positions=spread(start) + within,
+            visual_index=np.where(first_visual < 0, np.int32(-1), first_visual + within),
+            images=example.images,
+            id=example.id,
+            source=example.source,
+        )
 
 
 def render(
@@ -139,17 +156,7 @@ def render(
                 writer.add([writer.opening[open_turn]])
     except UnicodeEncodeError as error:
         raise BadRecord(f"a text holds half of a surrogate pair ({error.reason})", example.id) from None
-    return Rendered(
-        tokens=np.array(writer.tokens, np.int32),
-        loss=np.array(writer.loss, np.float32),
-        branch_ids=np.array(writer.branch_ids, np.int32),
-        block_ids=np.array(writer.block_ids, np.int32),
-        positions=np.array(writer.positions, np.int32),
-        visual_index=np.array(writer.visual_index, np.int32),
-        images=example.images,
-        id=example.id,
-        source=example.source,
-    )
+    return writer.finish(example)
 
 
 def _write_trunk(

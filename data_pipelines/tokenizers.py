@@ -32,7 +32,8 @@ class SentencePieceConfig:
 
     vocabulary_size: ids in all, of which 7 are control tokens and 256 are bytes.
     model_type: 'unigram' or 'bpe'.
-    character_coverage: share of the text's characters that get pieces of their own; the rest is spelled in bytes.
+    character_coverage: share of the text's characters, 0.98 to 1, that get pieces of their own; the rest is spelled in
+        bytes.
     """
 
     vocabulary_size: int = 384
@@ -179,6 +180,8 @@ def train_sentencepiece(texts: Iterable[str], config: SentencePieceConfig) -> Se
             f"tokenizer vocabulary_size {config.vocabulary_size} is too small: "
             f"{len(_PIECES)} control tokens, {_BYTES} bytes and at least one piece need {smallest} or more"
         )
+    if not 0.98 <= config.character_coverage <= 1:
+        raise UserError(f"tokenizer character_coverage {config.character_coverage}: give a number from 0.98 to 1")
     lines = list(_training_lines(texts))
     if not lines:
         raise UserError("the tokenizer has no text to train on: give it a mixture that holds text")
@@ -246,7 +249,7 @@ def _training_lines(texts: Iterable[str]) -> Iterator[str]:
 
 def _training_trouble(message: str, config: SentencePieceConfig) -> str:
     size = config.vocabulary_size
-    too_high = re.search(r"Vocabulary size (?:is )?too high.*?<= (\d+)", message)
+    too_high = re.search(r"Vocabulary size.*?too high.*?<= (\d+)", message)
     if too_high:
         return f"tokenizer vocabulary_size {size} is too large for this little text: set it to {too_high[1]} or less"
     too_small = re.search(r"smaller than required_chars\. (\d+) vs (\d+)", message)

@@ -8,6 +8,7 @@ import numpy as np
 
 from data_pipelines.examples import Example, Text
 from data_pipelines.quarantine import BadRecord
+from vlm_jax.errors import UserError
 
 REQUESTS: Mapping[str, tuple[str, ...]] = {
     "en": ("Describe the picture.", "What is in the picture?", "Write a caption."),
@@ -23,6 +24,10 @@ class Captions:
     """
 
     captions: int = 0
+
+    def __post_init__(self) -> None:
+        if self.captions < 0:
+            raise UserError(f"captions {self.captions}: give the number to take of each record, or 0 for all of them")
 
     def __call__(self, record: Mapping[str, Any], rng: np.random.Generator, source: str = "") -> Example:
         """Makes an example of {'id', 'image', 'captions': [{'text', 'language'}]}.

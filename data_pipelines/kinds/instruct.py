@@ -8,6 +8,7 @@ import numpy as np
 
 from data_pipelines.examples import Example, Text
 from data_pipelines.quarantine import BadRecord
+from vlm_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,6 +19,10 @@ class Instruct:
     """
 
     questions: int = 0
+
+    def __post_init__(self) -> None:
+        if self.questions < 0:
+            raise UserError(f"questions {self.questions}: give the number to take of each record, or 0 for all of them")
 
     def __call__(self, record: Mapping[str, Any], rng: np.random.Generator, source: str = "") -> Example:
         """Makes an example of {'id', 'image', 'questions': [{'question', 'answer'}]}.

@@ -11,7 +11,7 @@ import importlib.util
 import json
 import os
 import re
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from data_pipelines.examples import Image
 from data_pipelines.quarantine import BadRecord
@@ -33,7 +33,8 @@ class EasyVQA:
     languages: of questions and captions.
     validation_images: how many of the training pictures are kept for validation, a fixed choice by picture.
     pictures: 'all'; 'captioned' = those about which the answers settle the colour, the shape or both; 'described' =
-        those about which they settle both. 'all' includes pictures without captions, which the captions kind refuses.
+        those about which they settle both. For the captions kind choose one of the last two: it refuses a picture
+        without captions, of which 'all' has 29 among the 4,000 of training and 12 among the 1,000 of the test.
     directory: the package's `data` directory, or one laid out like it; '' = the installed package's.
     name: of the source.
     """
@@ -62,6 +63,8 @@ class EasyVQASource:
         Raises:
             UserError: if the package or a file is missing or damaged, or the config asks for what there is not.
         """
+        if not config.languages:
+            raise UserError(f"source '{config.name}': no language; give one or more of {get_args(Language)}")
         self.config = config
         self.name = config.name
         self._part = "test" if config.split == "test" else "train"

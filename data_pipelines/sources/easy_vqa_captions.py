@@ -25,8 +25,8 @@ def derive(asked: Iterable[tuple[Question, str]]) -> tuple[str, str]:
             colors -= names
             shapes -= names
             continue
-        colors = colors & names or (colors if names.isdisjoint(COLORS) else set())
-        shapes = shapes & names or (shapes if names.isdisjoint(SHAPES) else set())
+        colors &= names & set(COLORS) or colors
+        shapes &= names & set(SHAPES) or shapes
     if not colors or not shapes:
         raise ValueError(f"its answers contradict each other about the {'shape' if colors else 'colour'}")
     return colors.pop() if len(colors) == 1 else "", shapes.pop() if len(shapes) == 1 else ""
