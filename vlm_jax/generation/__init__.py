@@ -1,0 +1,7 @@
+"""Generation: prefill and decoding with a key-value cache, samplers, streaming, chat."""
+
+from vlm_jax.generation.chat import Chat, Picture, as_image, generate, question
+from vlm_jax.generation.engine import Engine
+from vlm_jax.generation.samplers import Sampler
+
+__all__ = ["Chat", "Engine", "Picture", "Sampler", "as_image", "generate", "question"]
