@@ -29,7 +29,8 @@ class Comparison:
 
 
 def compare(a: epath.PathLike, b: epath.PathLike) -> list[Comparison]:
-    """Compares two results task by task, question by question (Miller 2024, section 4.2: paired differences).
+    """Compares two results task by task, question by question (paired differences, as in Miller 2024, "Adding error
+    bars to evals").
 
     Args:
         a, b: directories in which `vlm eval` left its results, or their eval.json.

@@ -89,7 +89,7 @@ def summarise(name: str, metric: str, answers: Sequence[Answer]) -> TaskResult:
 
 
 def groups_of(answer: Answer, several_languages: bool = False) -> list[str]:
-    """The groups that an answer counts in: its type, yes_no for all yes_no_… types, its language if there are several."""
+    """The groups an answer counts in: its type, yes_no for every yes_no_… type, its language if there are several."""
     groups = [answer.type] if answer.type else []
     if answer.type.startswith("yes_no_"):
         groups.append("yes_no")
@@ -118,9 +118,7 @@ def write_results(directory: epath.PathLike, model: str, results: Sequence[TaskR
             _write(directory / PREDICTIONS_DIRECTORY / f"{result.name}.jsonl", "".join(lines))
         _write(directory / RESULTS_FILE, json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
     except OSError as error:
-        raise UserError(
-            f"{directory}: cannot write the results ({error}); free space or choose another place"
-        ) from None
+        raise UserError(f"{directory}: cannot write the results ({error}); free space or mend the path") from None
 
 
 def _write(path: epath.Path, text: str) -> None:
@@ -156,11 +154,13 @@ def read_predictions(directory: epath.PathLike, task: str) -> list[Answer]:
     """
     path = _results_path(directory).parent / PREDICTIONS_DIRECTORY / f"{task}.jsonl"
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")
     except OSError:
         raise UserError(f"{path}: the predictions of task {task} are missing; run `vlm eval` again") from None
     answers = []
     for number, line in enumerate(lines, 1):
+        if not line:
+            continue
         try:
             plain = json.loads(line)
             controls = {name: (str(text), float(score)) for name, (text, score) in plain.pop("controls").items()}

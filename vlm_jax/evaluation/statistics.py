@@ -33,13 +33,13 @@ def clustered_mean(
 
         standard error² = G / (G - 1) · Σ_g (Σ_{i in g} (y_i - mean))² / n²;   mean ± t(G - 1) · standard error
 
-    over G clusters: the cluster-robust variance of a mean (Liang & Zeger 1986; Cameron & Miller 2015, eq. 11 and
-    section VI; for benchmarks of language models Miller 2024, "Adding error bars to evals", section 2.2). Where every
+    over G clusters: the cluster-robust variance of a mean (Liang & Zeger 1986; Cameron & Miller
+    2015; for benchmarks of language models Miller 2024, "Adding error bars to evals"). Where every
     cluster holds one observation this is the usual t interval.
 
     If no cluster departs from the mean at all (say, every answer is right), that formula gives an interval of no width.
-    Then the interval reaches as far as what G clusters without an exception rule out, a share of
-    1 - ((1 - confidence) / 2)^(1/G) of the range (Clopper & Pearson 1934 for no failure in G trials).
+    Then the interval reaches as far as G clusters without an exception cannot rule out: a share of
+    1 - ((1 - confidence) / 2)^(1/G) of the way to each bound (Clopper & Pearson 1934 for no failure in G trials).
 
     Args:
         values: observations within `bounds`.
@@ -55,13 +55,16 @@ def clustered_mean(
         return Estimate(mean, *bounds, len(values))
     if error > 0:
         half = float(stdtrit(count - 1, (1 + confidence) / 2)) * error
-    else:
-        half = (1 - ((1 - confidence) / 2) ** (1 / count)) * (bounds[1] - bounds[0])
-    return Estimate(mean, max(bounds[0], mean - half), min(bounds[1], mean + half), len(values))
+        return Estimate(mean, max(bounds[0], mean - half), min(bounds[1], mean + half), len(values))
+    share = 1 - ((1 - confidence) / 2) ** (1 / count)
+    return Estimate(mean, mean - share * (mean - bounds[0]), mean + share * (bounds[1] - mean), len(values))
 
 
 def clustered_p_value(values: Sequence[float] | Float[np.ndarray, " n"], clusters: Sequence[Hashable]) -> float:
-    """Two-sided p-value of the hypothesis that the mean is 0, by the t statistic of `clustered_mean`; 1 if all are 0."""
+    """Two-sided p-value of the hypothesis that the mean is 0, by the t statistic of `clustered_mean`.
+
+    Where no cluster departs from the mean, the sign test over clusters; 1 if all values are 0.
+    """
     mean, error, count = _mean_and_error(values, clusters)
     if count < 2 or error == 0:
         return 1.0 if mean == 0 or count < 2 else 2 * 0.5**count
@@ -75,7 +78,7 @@ def _mean_and_error(
     y = np.asarray(values, np.float64)
     if not len(y) or len(y) != len(clusters):
         raise ValueError(
-            f"{len(y)} observations in {len(clusters)} clusters: give one cluster for each of at least one"
+            f"{len(y)} observations, {len(clusters)} clusters: give some observations, and a cluster for each"
         )
     numbers: dict[Hashable, int] = {}
     member = np.array([numbers.setdefault(cluster, len(numbers)) for cluster in clusters])
