@@ -177,9 +177,10 @@ def _write_trunk(
     if open_turn is not None:
         writer.add([writer.opening[open_turn]])
         return
-    texts = [segment for segment in example.trunk if isinstance(segment, Text)]
-    closed = texts and texts[-1] is example.trunk[-1] and texts[-1].role is not None
-    if not closed and any(text.loss and text.role is None for text in texts):
+    running = [segment for segment in example.trunk if isinstance(segment, Text) and segment.role is None]
+    last = example.trunk[-1]
+    closed = isinstance(last, Text) and last.role is not None
+    if not closed and any(text.loss for text in running):
         writer.add([tokenizer.end_id], 1.0)
 
 

@@ -74,6 +74,8 @@ def test_a_dialogue_in_the_trunk_ends_once(tokenizer):
     r = laid_out(tokenizer, Example(trunk=(Text("q", loss=True), *question())))
     assert names(tokenizer, r) == "<bos>q<user>q<end><assistant>a<end>"
     assert r.loss.tolist() == [0, 1, 0, 0, 0, 0, 1, 1]
+    r = laid_out(tokenizer, Example(trunk=(Text("q", loss=True), *question(), PICTURE)))
+    assert names(tokenizer, r).endswith("a<end><image><image><end>")
 
 
 def test_without_bidirectional_pictures_there_are_no_blocks(tokenizer):
