@@ -66,12 +66,13 @@ class Shard:
         self._data, self._sources, self._processor = data, sources, processor
         self._seed, self._shard, self._rejected = seed, shard, rejected
         self._draws = ShardDraws(data.mixture, [len(source) for source in sources], seed, shard, data.virtual_shards)
-        self._packer = Packer(self._draw, data.budget, data.window)
+        self._packer = Packer(self.draw, data.budget, data.window)
         self._placed = [0] * len(sources)
         self._unusable = [0] * len(sources)
         self._unusable_in_a_row = 0
 
-    def _draw(self, number: int) -> Item | None:
+    def draw(self, number: int) -> Item | None:
+        """The n-th example of the shard, rendered; None if its record is unusable, which is noted and counted."""
         draw = self._draws[number]
         config = self._data.mixture[draw.entry]
         record_id = f"{config.title}[{draw.record}]"

@@ -1,0 +1,225 @@
+"""What a stage's batches hold: figures for a program (`stats`) and a page with plots for a person (`stats_page`)."""
+
+import base64
+import collections
+import io
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from data_pipelines.inspect import page_template
+from data_pipelines.loader import StageData
+from data_pipelines.template import Processor
+from vlm_jax.batch import Batch, BatchInfo
+
+_KEPT_WORDS = 40
+_WORD = re.compile(r"[^\W\d_]+(?:-[^\W\d_]+)*")
+_CYRILLIC = re.compile(r"[\u0400-\u04ff]")
+_LATIN = re.compile(r"[A-Za-z\u00c0-\u024f]")
+_COLOURS = {"visual": "#f2b134", "prompt": "#8fb8de", "learned": "#2e9e5b", "padding": "#d0d5dd", "bars": "#4a7fb5"}
+_SCRIPTS = {"latin": "Latin script", "cyrillic": "Cyrillic script", "other": "other"}
+
+
+def stats(stage: StageData, processor: Processor, batches: Iterable[tuple[Batch, BatchInfo]]) -> dict[str, Any]:
+    """Counts what the batches hold.
+
+    Args:
+        stage: The stage that they are from.
+        processor: The one that made them.
+        batches: Some of the loader's batches.
+
+    Returns:
+        JSON-able figures. Shares are of all positions, but `learned_share`, which is of the real tokens. Answers are
+        the stretches of learned tokens; answers and words are told apart by script ('latin', 'cyrillic', 'other').
+    """
+    count: collections.Counter[str] = collections.Counter()
+    lengths, pictures, examples = [], [], []
+    sources: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
+    answers: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
+    words: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
+    names: set[tuple[str, str]] = set()
+    quarantined: dict[str, int] = {}
+    for batch, info in batches:
+        quarantined = dict(info.quarantined)
+        segment, learned = np.asarray(batch.segment_ids), np.asarray(batch.loss_weights) > 0
+        visual = np.zeros_like(learned) if batch.visual_index is None else np.asarray(batch.visual_index) >= 0
+        count.update(batches=1, rows=len(segment), positions=segment.size, real=int((segment > 0).sum()))
+        count.update(visual=int(visual.sum()), learned=int(learned.sum()))
+        for row, (source, name, at) in _examples(batch, info):
+            lengths.append(len(at))
+            names.add((source, name))
+            sources[source].update(examples=1, tokens=len(at), learned=int(learned[row, at].sum()))
+            for text, is_answer in _texts(batch, row, at, processor):
+                script = script_of(text)
+                words[script].update(word.lower() for word in _WORD.findall(text))
+                if is_answer:
+                    answers[script][text] += 1
+        examples += [len(np.unique(row[row > 0])) for row in segment]
+        if batch.image_ids is not None:
+            pictures += [int((row > 0).sum()) for row in np.asarray(batch.image_ids)]
+    positions, real = max(1, count["positions"]), max(1, count["real"])
+    return {
+        "stage": stage.name,
+        "batches": count["batches"],
+        "rows": count["rows"],
+        "length": stage.data.length,
+        "image_slots": stage.data.images,
+        "examples": len(lengths),
+        "distinct_examples": len(names),
+        "tokens": count["real"],
+        "padding_share": 1 - count["real"] / positions,
+        "visual_share": count["visual"] / positions,
+        "learned_share": count["learned"] / real,
+        "prompt_share": (count["real"] - count["visual"] - count["learned"]) / positions,
+        "examples_per_row": _mean(examples),
+        "images_per_row": _mean(pictures),
+        "rows_with_all_slots_used": _mean([n == stage.data.images for n in pictures]),
+        "tokens_per_example": _spread(lengths),
+        "token_counts": _histogram(lengths),
+        "image_counts": _histogram(pictures),
+        "sources": {name: dict(values) for name, values in sorted(sources.items())},
+        "answers": {script: dict(c.most_common(_KEPT_WORDS)) for script, c in sorted(answers.items())},
+        "words": {script: dict(c.most_common(_KEPT_WORDS)) for script, c in sorted(words.items())},
+        "quarantined": quarantined,
+    }
+
+
+def script_of(text: str) -> str:
+    """'cyrillic' or 'latin', whichever has more letters in the text; 'other' where it has neither."""
+    cyrillic, latin = len(_CYRILLIC.findall(text)), len(_LATIN.findall(text))
+    if not cyrillic and not latin:
+        return "other"
+    return "cyrillic" if cyrillic > latin else "latin"
+
+
+def stats_page(figures: dict[str, Any]) -> str:
+    """The figures of `stats` as one HTML page with plots, without outside requests."""
+    plots = [
+        ("Where the positions go", _plot_positions(figures)),
+        ("Tokens an example", _plot_histogram(figures["token_counts"], "tokens", "examples", bins=40)),
+    ]
+    if figures["image_counts"]:
+        plots.append(("Pictures a row", _plot_histogram(figures["image_counts"], "pictures", "rows", bins=0)))
+    by_source = {name: values["examples"] for name, values in figures["sources"].items()}
+    plots.append(("Examples by source", _plot_bars(by_source)))
+    plots += [(f"Answers, {_SCRIPTS[script]}", _plot_bars(counts)) for script, counts in figures["answers"].items()]
+    plots += [(f"Words, {_SCRIPTS[script]}", _plot_bars(counts)) for script, counts in figures["words"].items()]
+    return page_template("stats_page.html.j2").render(figures=figures, plots=plots)
+
+
+def _examples(batch: Batch, info: BatchInfo) -> Iterator[tuple[int, tuple[str, str, np.ndarray]]]:
+    """(row, (source, id, positions in the row)) of every example that is there."""
+    for row, ids in enumerate(info.example_ids):
+        segment = np.asarray(batch.segment_ids[row])
+        for number, name in enumerate(ids):
+            at = np.flatnonzero(segment == number + 1)
+            if len(at):
+                entry = int(batch.example_index[row, at[0]])
+                yield row, (info.sources[int(batch.source_ids[row, entry])], name, at)
+
+
+def _texts(batch: Batch, row: int, at: np.ndarray, processor: Processor) -> Iterator[tuple[str, bool]]:
+    """The example's stretches of text, and whether each is learned. A control token ends a stretch."""
+    tokenizer = processor.tokenizer
+    controls = {tokenizer.bos_id, tokenizer.end_id, tokenizer.image_id, tokenizer.user_id, tokenizer.assistant_id}
+    weights = np.asarray(batch.loss_weights[row])
+    stretch: list[int] = []
+    learned = False
+    for i in at:
+        token = int(batch.tokens[row, i])
+        if token not in controls:
+            learned = bool(i and weights[i - 1] > 0)
+            stretch.append(token)
+            continue
+        if stretch:
+            yield tokenizer.decode(stretch), learned
+        stretch = []
+    if stretch:
+        yield tokenizer.decode(stretch), learned
+
+
+def _mean(values: list) -> float:
+    return float(np.mean(values)) if values else 0.0
+
+
+def _spread(values: list[int]) -> dict[str, float]:
+    if not values:
+        return {}
+    least, median, most = np.percentile(values, [0, 50, 100])
+    return {"least": float(least), "median": float(median), "mean": _mean(values), "most": float(most)}
+
+
+def _histogram(values: list[int]) -> dict[str, int]:
+    """How often each value stands there. Keys are strings, as JSON has them."""
+    return {str(value): n for value, n in sorted(collections.Counter(values).items())}
+
+
+def _plot_positions(figures: dict[str, Any]) -> str:
+    learned = 1 - figures["padding_share"] - figures["visual_share"] - figures["prompt_share"]
+    shares = {
+        "visual": figures["visual_share"],
+        "prompt": figures["prompt_share"],
+        "learned": learned,
+        "padding": figures["padding_share"],
+    }
+    figure, axes = _axes(height=1.5)
+    left = 0.0
+    for name, share in shares.items():
+        axes.barh([0], [share], left=left, color=_COLOURS[name], label=f"{name} {share:.1%}")
+        left += share
+    axes.set_xlim(0, 1)
+    axes.set_yticks([])
+    axes.xaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1.0))
+    axes.legend(ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False)
+    return _svg(figure)
+
+
+def _plot_histogram(counts: dict[str, int], x: str, y: str, bins: int) -> str:
+    """A histogram of counted values; bins 0 = one bar a value."""
+    figure, axes = _axes(height=2.8)
+    values = [int(value) for value in counts]
+    least, most = min(values) - 0.5, max(values) + 0.5
+    edges = np.linspace(least, most, 1 + (bins or int(most - least)))
+    axes.hist(values, bins=edges.tolist(), weights=list(counts.values()), color=_COLOURS["bars"], rwidth=0.92)
+    axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    return _svg(figure)
+
+
+def _plot_bars(counts: dict[str, int], most: int = 20) -> str:
+    shown = list(counts.items())[:most]
+    figure, axes = _axes(height=0.7 + 0.24 * len(shown))
+    bars = axes.barh(range(len(shown)), [n for _, n in shown], color=_COLOURS["bars"])
+    axes.set_yticks(range(len(shown)), [_shortened(name) for name, _ in shown])
+    axes.bar_label(bars, padding=3, fontsize=8, color="#667085")
+    axes.invert_yaxis()
+    axes.margins(x=0.1)
+    axes.xaxis.set_visible(False)
+    axes.spines["bottom"].set_visible(False)
+    axes.tick_params(left=False)
+    return _svg(figure)
+
+
+def _shortened(text: str, most: int = 44) -> str:
+    # A dollar sign would start a formula.
+    return (text if len(text) <= most else text[: most - 1] + "…").replace("$", r"\$")
+
+
+def _axes(height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(6.4, height), layout="constrained")
+    axes = figure.add_subplot()
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    return figure, axes
+
+
+def _svg(figure: Figure) -> str:
+    out = io.BytesIO()
+    with matplotlib.rc_context({"svg.hashsalt": "vlm-jax"}):
+        figure.savefig(out, format="svg", metadata={"Date": None})
+    return "data:image/svg+xml;base64," + base64.b64encode(out.getvalue()).decode()
