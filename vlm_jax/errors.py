@@ -1,4 +1,4 @@
-"""The one exception that means: the user's input is wrong, and this line says what and how to mend it."""
+"""How a command ends before its work is done, each way with its exit code. Anything else is a fault of the code."""
 
 
 class UserError(Exception):
@@ -6,3 +6,11 @@ class UserError(Exception):
 
     The command line prints it without a traceback and exits with 2.
     """
+
+
+class RunError(Exception):
+    """The run cannot go on (a loss that is not finite, say): one line that says why. Exit code 1, no traceback."""
+
+
+class Preempted(Exception):  # noqa: N818
+    """The run was asked to stop and has saved everything: start the same command again. Exit code 75."""

@@ -1,0 +1,14 @@
+"""Self-contained checkpoints, and parameters handed from stage to stage."""
+
+from vlm_jax.checkpoints.handoff import abstract_params, initialise_missing, load_params, step_directory
+from vlm_jax.checkpoints.manager import CheckpointManager, Snapshot, read_step_files
+
+__all__ = [
+    "CheckpointManager",
+    "Snapshot",
+    "abstract_params",
+    "initialise_missing",
+    "load_params",
+    "read_step_files",
+    "step_directory",
+]

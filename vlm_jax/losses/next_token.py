@@ -2,10 +2,11 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from vlm_jax.batch import Batch
 
@@ -87,3 +88,25 @@ def weighted_sums(scores: TokenScores, batch: Batch, sources: int) -> dict[str, 
         "correct": total(target * scores.correct),
         "tokens": total(real),
     }
+
+
+Forward = Callable[..., Any]
+"""A model's `apply`: (variables, batch, …) -> Output, and with method="unembed" hidden states -> logits."""
+
+
+def next_token_objective(
+    forward: Forward, params: PyTree, batch: Batch, sources: int, chunk: int = 0
+) -> tuple[Float[Array, ""], dict[str, Float[Array, " sources"]]]:
+    """(Σ w·ce, its parts by source) of one part of a batch; the caller divides by Σ w of the whole batch.
+
+    Args:
+        forward: `VLM.apply`.
+        params: all parameters.
+        batch: packed rows.
+        sources: how many sources the stage's mixture has.
+        chunk: see `score_tokens`.
+    """
+    hidden = forward({"params": params}, batch, output="hidden").hidden
+    scores = score_tokens(lambda x: forward({"params": params}, x, method="unembed"), hidden, batch.targets, chunk)
+    sums = weighted_sums(scores, batch, sources)
+    return sums["cross_entropy"].sum(), sums

@@ -1,0 +1,1 @@
+"""Training: recipe (the main), state, step (pure), loop (short), hooks."""

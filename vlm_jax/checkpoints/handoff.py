@@ -1,0 +1,110 @@
+"""Parameters from somewhere else: from stage to stage, from another run, or from nowhere (initialised under jit)."""
+
+import functools
+import json
+from typing import Any
+
+import flax.linen as nn
+import jax
+import orbax.checkpoint as ocp
+from etils import epath
+from flax import traverse_util
+from jax.sharding import Mesh
+from jaxtyping import PyTree
+
+from vlm_jax.batch import Batch
+from vlm_jax.checkpoints.manager import damaged, read_step_files, verify
+from vlm_jax.errors import UserError
+from vlm_jax.models.vlm import VLM
+from vlm_jax.parallel import parameter_shardings, use_mesh, without_axes
+
+
+def _example_batch(model: VLM) -> Batch:
+    config = model.config
+    slots = 1 if config.encoder else 0
+    return Batch.spec(1, 2 + config.prompt_tokens, images=slots, image_size=config.image_size)
+
+
+def abstract_params(model: VLM, mesh: Mesh | None = None) -> dict[str, Any]:
+    """Shapes and dtypes of all parameters, without memory; with a mesh also their shardings."""
+    boxed = jax.eval_shape(model.init, jax.random.key(0), _example_batch(model))["params"]
+    shapes = without_axes(boxed)
+    if mesh is None:
+        return shapes
+    shardings = parameter_shardings(boxed, mesh)
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+
+
+def initialise_missing(model: VLM, mesh: Mesh, seed: int, loaded: PyTree | None = None) -> dict[str, Any]:
+    """Every parameter: those loaded as they are, the others drawn under jit, each straight into its sharding.
+
+    Args:
+        model: gives names, shapes and initialisers.
+        mesh: where parameters go.
+        seed: of the random draw; a parameter's value does not depend on which others were loaded.
+        loaded: nested dictionary with some of the parameters, or None.
+    """
+    abstract = abstract_params(model, mesh)
+    flat = traverse_util.flatten_dict(abstract, sep="/")
+    have = traverse_util.flatten_dict(dict(loaded or {}), sep="/")
+    missing = [name for name in flat if name not in have]
+    shardings = {name: flat[name].sharding for name in missing}
+
+    @functools.partial(jax.jit, out_shardings=shardings)
+    def draw(key: jax.Array) -> dict[str, jax.Array]:
+        batch = jax.tree.map(lambda x: jax.numpy.zeros(x.shape, x.dtype), _example_batch(model))
+        drawn = traverse_util.flatten_dict(nn.meta.unbox(model.init(key, batch))["params"], sep="/")
+        return {name: drawn[name] for name in missing}
+
+    with use_mesh(mesh):
+        drawn = draw(jax.random.key(seed)) if missing else {}
+    return traverse_util.unflatten_dict({**drawn, **have}, sep="/")
+
+
+def step_directory(reference: str) -> epath.Path:
+    """The step directory that a reference means: itself, or the newest step of the last stage of a workdir.
+
+    Raises:
+        UserError: if there is no checkpoint.
+    """
+    path = epath.Path(reference)
+    if (path / "files").is_dir():
+        return path
+    if not (path / "config.json").exists():
+        raise UserError(f"{reference}: no checkpoint there; give a workdir or a directory checkpoints/STAGE/STEP")
+    config = json.loads((path / "config.json").read_text())
+    for stage in reversed(config["stages"]):
+        directory = path / "checkpoints" / stage["name"]
+        steps = [int(p.name) for p in directory.iterdir() if p.name.isdigit()] if directory.exists() else []
+        if steps:
+            return directory / str(max(steps))
+    raise UserError(f"{reference}: this workdir holds no checkpoint yet; let `vlm train` reach its first save")
+
+
+def load_params(where: epath.Path, abstract: PyTree) -> dict[str, Any]:
+    """Parameters of a step directory, into the given shapes, dtypes and shardings; checksums are verified.
+
+    Raises:
+        UserError: if a file is damaged or the checkpoint is of another model.
+    """
+    expected = json.loads(read_step_files(where)["checksums.json"])
+    names = {f"params/{name}" for name in traverse_util.flatten_dict(abstract, sep="/")}
+    there = {name for name in expected if name.startswith("params/")}
+    if names != there:
+        stranger = sorted(names ^ there)[0]
+        raise UserError(
+            f"{where}: a checkpoint of another model ({stranger} is in only one of the two); use the experiment it was "
+            "trained with"
+        )
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            params = checkpointer.restore(where / "params", abstract)
+    except Exception as error:
+        first = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        if "shape" in first.lower():
+            raise UserError(
+                f"{where}: a checkpoint of another model ({first}); use the experiment it was trained with"
+            ) from error
+        raise damaged(where, first) from error
+    verify(where, {"params": params}, expected)
+    return params

@@ -1,0 +1,168 @@
+"""Experiment and Stage: frozen dataclasses that compose what the packages below define. One Python file each."""
+
+import dataclasses
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Literal
+
+from data_pipelines.images import ImagePreprocessing
+from data_pipelines.mixture import DataConfig, MixtureEntry
+from data_pipelines.sources import SourceConfig
+from data_pipelines.template import TemplateConfig
+from data_pipelines.tokenizers import SentencePieceConfig
+from vlm_jax.errors import UserError
+from vlm_jax.models.vlm import VLMConfig
+from vlm_jax.optim import OptimizerConfig
+from vlm_jax.parallel import MeshConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class NextToken:
+    """Objective: cross-entropy of the next token, Σ w·ce / Σ w over the global batch."""
+
+    chunk: int = 0
+    """Positions of a row whose logits exist at the same time; 0 = all (for small vocabularies)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Validation:
+    """Loss and answer-token accuracy on data that are not trained on, while a stage runs."""
+
+    mixture: tuple[MixtureEntry, ...]
+    """Drawn in a fixed order, without augmentation of its own unless an entry says so."""
+    every: int = 100
+    """Steps between two validations; the last step has one in any case."""
+    batches: int = 4
+    """Batches a validation; always the same ones."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One stretch of training: its data, objective, length, what trains at which rate, and where it starts from."""
+
+    name: str
+    """Names its checkpoints and its curves."""
+    data: DataConfig
+    """Mixture, rows a batch, positions a row, image budget."""
+    steps: int
+    """Optimiser steps."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    objective: NextToken = NextToken()
+    accumulation: int = 1
+    """Parts that a batch is cut into; their gradients are added before one optimiser step."""
+    validation: Validation | None = None
+    start_from: str = "previous"
+    """previous: the stage before (random parameters for the first); scratch: random parameters; else a model REF."""
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise UserError(f"stage {self.name}: steps is {self.steps}; give at least 1")
+        if self.accumulation < 1 or self.data.rows % self.accumulation:
+            raise UserError(
+                f"stage {self.name}: {self.data.rows} rows do not divide into {self.accumulation} accumulation parts; "
+                "change data.rows or accumulation"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoints:
+    """When a run is saved and what is kept."""
+
+    every: int = 200
+    """Steps between two saves; the end of a stage and SIGTERM save in any case."""
+    keep_last: int = 2
+    """The newest so many of each stage are kept."""
+    keep_every: int = 0
+    """Steps that are a multiple of this are kept for good; 0 = none."""
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationTask:
+    """A set of questions with true answers, and how an answer is scored."""
+
+    name: str
+    source: SourceConfig
+    metric: Literal["exact_match"] = "exact_match"
+    max_new_tokens: int = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What `vlm eval` runs."""
+
+    tasks: tuple[EvaluationTask, ...] = ()
+    rows: int = 256
+    """Prompts that are answered together."""
+    controls: bool = True
+    """Also measure the same model with wrong pictures, and the majority answer."""
+    seed: int = 0
+    """Chooses the wrong pictures."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """Everything that determines a run, but for the software and the number of devices."""
+
+    name: str
+    model: VLMConfig
+    stages: tuple[Stage, ...]
+    tokenizer: SentencePieceConfig = SentencePieceConfig()
+    template: TemplateConfig = TemplateConfig()
+    images: ImagePreprocessing = ImagePreprocessing()
+    evaluation: Evaluation = Evaluation()
+    checkpoints: Checkpoints = Checkpoints()
+    mesh: MeshConfig = MeshConfig()
+    seed: int = 0
+    log_every: int = 20
+    """Steps between two lines of metrics.jsonl."""
+    bad_record_limit: float = 0.01
+    """Share of unusable records above which the run stops."""
+
+    def __post_init__(self) -> None:
+        names = [stage.name for stage in self.stages]
+        doubled = sorted({name for name in names if names.count(name) > 1})
+        if not names or doubled:
+            raise UserError(
+                f"experiment {self.name}: " + (f"stages share the name {doubled[0]}" if doubled else "no stages")
+            )
+        tokens, vocabulary = self.tokenizer.vocabulary_size, self.model.decoder.vocabulary_size
+        if tokens > vocabulary:
+            raise UserError(
+                f"experiment {self.name}: the tokenizer has {tokens} tokens, the decoder embeds {vocabulary}; "
+                "raise model.decoder.vocabulary-size"
+            )
+
+    def total_steps(self) -> int:
+        """Steps of all stages together."""
+        return sum(stage.steps for stage in self.stages)
+
+
+def load_experiment(path: str) -> Experiment:
+    """Runs an experiment file and returns what its `experiment()` gives.
+
+    Raises:
+        UserError: if the file is missing, cannot be run, or has no such function.
+    """
+    file = Path(path)
+    if file.suffix != ".py" or not file.is_file():
+        raise UserError(f"{path}: there is no such experiment file; give a Python file that defines experiment()")
+    spec = importlib.util.spec_from_file_location(f"experiment_{file.stem}", file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    try:
+        spec.loader.exec_module(module)
+        made = module.experiment()
+    except UserError:
+        raise
+    except AttributeError as error:
+        if hasattr(module, "experiment"):
+            raise UserError(f"{path}: {error}; correct the file") from None
+        raise UserError(f"{path}: it defines no experiment(); add a function experiment() -> Experiment") from None
+    except Exception as error:
+        raise UserError(f"{path}: cannot be run ({type(error).__name__}: {error}); correct the file") from None
+    if not isinstance(made, Experiment):
+        raise UserError(f"{path}: experiment() gave {type(made).__name__}; return a vlm_jax.config.Experiment")
+    return made

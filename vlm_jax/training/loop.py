@@ -1,0 +1,70 @@
+"""The training loop. It knows no model: it draws batches, calls the step, and tells the hooks."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import jax
+from jax.sharding import Sharding
+
+from vlm_jax.batch import Batch, BatchInfo
+from vlm_jax.training.state import TrainState
+from vlm_jax.training.step import Metrics
+
+Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+
+
+class Batches(Protocol):
+    """What the loop needs of a loader (`data_pipelines.loader.Loader`)."""
+
+    def __next__(self) -> tuple[Batch, BatchInfo]:
+        """The next batch."""
+
+    def get_state(self) -> dict[str, Any]:
+        """The position after the last batch."""
+
+
+@dataclasses.dataclass
+class Event:
+    """What hooks see after a step. Values on the device are not ready; reading them waits for the step."""
+
+    step: int
+    """Steps done in this stage."""
+    last: bool
+    """Whether this was the stage's last step."""
+    state: TrainState
+    metrics: Metrics
+    info: BatchInfo
+    data_state: Callable[[], dict[str, Any]]
+    """The loader's position after this step's batch; valid until the hooks return."""
+    extras: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """What earlier hooks leave for later ones, such as "validation"."""
+
+
+Hook = Callable[[Event], None]
+
+
+def run_stage(
+    state: TrainState, step: Step, batches: Batches, sharding: Sharding, first: int, last: int, hooks: Sequence[Hook]
+) -> TrainState:
+    """Runs steps first + 1 .. last and returns the state after them.
+
+    Each step: draw a batch, put it on the devices, start the step, call the hooks in order. Nothing here waits for the
+    device, so the host prepares the next batch while the device works; hooks wait only at the steps where they read.
+
+    Args:
+        state: after `first` steps.
+        step: the compiled step; it may give up (donate) the state it is given.
+        batches: positioned after `first` batches.
+        sharding: of a batch's rows.
+        first, last: steps done before, and when this returns.
+        hooks: called after every step with the same Event; an exception from one ends the run.
+    """
+    with jax.transfer_guard("disallow"):
+        for number in range(first + 1, last + 1):
+            batch, info = next(batches)
+            state, metrics = step(state, jax.device_put(batch, sharding))
+            event = Event(number, number == last, state, metrics, info, batches.get_state)
+            for hook in hooks:
+                hook(event)
+    return state

@@ -1,0 +1,241 @@
+"""Training from end to end, to be read from top to bottom: one log line an act."""
+
+import dataclasses
+import functools
+import itertools
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from etils import epath
+from jax.sharding import Mesh
+from rich.console import Console
+
+from data_pipelines.loader import make_loader
+from data_pipelines.quarantine import Quarantine
+from data_pipelines.template import Processor
+from vlm_jax.batch import Batch
+from vlm_jax.checkpoints import CheckpointManager, abstract_params, initialise_missing, load_params, step_directory
+from vlm_jax.checkpoints.files import read_files
+from vlm_jax.config import Experiment, Stage
+from vlm_jax.losses.next_token import next_token_objective
+from vlm_jax.models.vlm import VLM
+from vlm_jax.optim import assign_rules, build_optimizer, split
+from vlm_jax.parallel import batch_sharding, build_mesh, use_mesh
+from vlm_jax.serialise import to_json
+from vlm_jax.training.displays import ProgressDisplay, TensorBoard
+from vlm_jax.training.hooks import CheckpointHook, Preemption, ValidationHook
+from vlm_jax.training.loop import run_stage
+from vlm_jax.training.recorder import MetricsFile, Recorder, rewind_metrics
+from vlm_jax.training.state import TrainState, abstract_optimizer, create_state
+from vlm_jax.training.step import Objective, train_step
+from vlm_jax.training.workdir import open_workdir, prepare_processor
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What all stages of a run share."""
+
+    experiment: Experiment
+    workdir: epath.Path
+    processor: Processor
+    model: VLM
+    mesh: Mesh
+    quarantine: Quarantine
+    leaving: Preemption
+    console: Console
+
+
+def train(
+    experiment: Experiment,
+    workdir: epath.PathLike,
+    *,
+    allow_config_change: bool = False,
+    console: Console | None = None,
+) -> None:
+    """Runs the stages of an experiment, from where the workdir says that it stopped.
+
+    Args:
+        experiment: what to run.
+        workdir: a directory, made if need be; gs:// works.
+        allow_config_change: go on even where the config differs from the one that the workdir was begun with.
+        console: where progress is shown.
+
+    Raises:
+        UserError: the workdir cannot be used, belongs to another experiment, or its checkpoint is damaged.
+        RunError: a loss or gradient is not finite.
+        Preempted: SIGTERM or Ctrl-C; everything is saved.
+    """
+    console = console or Console(stderr=True)
+    path = open_workdir(experiment, workdir, allow_config_change)
+    log.info("workdir %s", path)
+    mesh = build_mesh(experiment.mesh)
+    log.info("devices: %d %s, mesh %s", jax.device_count(), jax.default_backend(), dict(mesh.shape))
+    processor = prepare_processor(experiment, path)
+    log.info(
+        "tokenizer: %d pieces; %d visual tokens a picture", processor.tokenizer.vocabulary_size, processor.prompt_tokens
+    )
+    quarantine = Quarantine(path / "quarantine.jsonl", experiment.bad_record_limit)
+    with Preemption() as leaving, use_mesh(mesh):
+        run = Run(experiment, path, processor, VLM(experiment.model), mesh, quarantine, leaving, console)
+        params = None
+        for index, stage in enumerate(experiment.stages):
+            params = train_stage(run, index, stage, params)
+    log.info("done: %d stages, %d steps", len(experiment.stages), experiment.total_steps())
+
+
+def train_stage(run: Run, index: int, stage: Stage, previous: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """Runs one stage, or what is left of it.
+
+    Returns:
+        The parameters at its end; None if a later stage has begun already, which then restores its own.
+    """
+    if any(latest_step(run, later) is not None for later in run.experiment.stages[index + 1 :]):
+        log.info("stage %s: done, and a later stage has begun", stage.name)
+        return None
+    checkpoints = run.experiment.checkpoints
+    manager = CheckpointManager(checkpoint_directory(run, stage), checkpoints.keep_last, checkpoints.keep_every)
+    loader = make_loader(stage, run.processor, seed=run.experiment.seed, quarantine=run.quarantine)
+    try:
+        abstract = abstract_params(run.model, run.mesh)
+        rules = assign_rules(stage.optimizer.table, abstract)
+        optimizer = build_optimizer(stage.optimizer, rules, stage.steps)
+        done = manager.latest_step()
+        if done is None:
+            params = starting_params(run, stage, previous)
+            state = create_state(params, rules, optimizer, run.experiment.model.precision.compute, run.mesh)
+            done = 0
+        else:
+            state, data_state = restore_state(run, manager, done, abstract, rules, optimizer)
+            loader.set_state(data_state)
+            log.info("stage %s: resumed after step %d of %d", stage.name, done, stage.steps)
+        if done < stage.steps:
+            describe_parameters(stage, state)
+            state = run_steps(run, index, stage, state, optimizer, loader, manager, done)
+        return state.params
+    finally:
+        loader.close()
+        manager.close()
+
+
+def run_steps(
+    run: Run,
+    index: int,
+    stage: Stage,
+    state: TrainState,
+    optimizer: Any,
+    loader: Any,
+    manager: CheckpointManager,
+    done: int,
+) -> TrainState:
+    """Builds the step and the hooks of a stage and runs the loop."""
+    experiment, stages = run.experiment, run.experiment.stages
+    sharding = batch_sharding(run.mesh)
+    names = [entry.title for entry in stage.data.mixture]
+    objective = build_objective(run, stage, len(names))
+    rate = stage.optimizer.schedule.build(stage.steps)
+    pure = functools.partial(
+        train_step, objective=objective, optimizer=optimizer, rate=rate, accumulation=stage.accumulation
+    )
+    step = jax.jit(pure, donate_argnums=0)
+    finished = [s.name for s in stages[:index]]
+    last_line = rewind_metrics(run.workdir / "metrics.jsonl", finished, stage.name, done)
+    board = TensorBoard(run.workdir, sum(s.steps for s in stages[:index]), done)
+    with ProgressDisplay(run.console, stage.name, stage.steps, done) as display:
+        recorder = Recorder(
+            run.workdir,
+            stage.name,
+            names,
+            (experiment.log_every, experiment.checkpoints.every),
+            (MetricsFile(run.workdir / "metrics.jsonl"), board, display),
+            last_line,
+        )
+        files = checkpoint_files(run)
+        saving = CheckpointHook(manager, experiment.checkpoints.every, files, recorder, run.leaving)
+        hooks = [*validation_hooks(run, stage), recorder, saving]
+        try:
+            return run_stage(state, step, loader, sharding, done, stage.steps, hooks)
+        finally:
+            board.close()
+
+
+def build_objective(run: Run, stage: Stage, sources: int) -> Objective:
+    """The stage's objective as a function of all parameters and a part of a batch."""
+    chunk = stage.objective.chunk
+    return lambda params, part: next_token_objective(run.model.apply, params, part, sources, chunk)
+
+
+def starting_params(run: Run, stage: Stage, previous: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """Parameters before the stage's first step: handed over, loaded, or drawn."""
+    if stage.start_from == "previous" and previous is not None:
+        log.info("stage %s: starts from the stage before", stage.name)
+        return previous
+    if stage.start_from in ("previous", "scratch"):
+        log.info("stage %s: starts from random parameters", stage.name)
+        return initialise_missing(run.model, run.mesh, run.experiment.seed)
+    where = step_directory(stage.start_from)
+    log.info("stage %s: starts from %s", stage.name, where)
+    return load_params(where, abstract_params(run.model, run.mesh))
+
+
+def restore_state(
+    run: Run, manager: CheckpointManager, step: int, abstract: Any, rules: Any, optimizer: Any
+) -> tuple[TrainState, dict[str, Any]]:
+    """The state after `step` steps, and the loader's position there."""
+    trained, frozen = split(abstract, rules)
+    compute = run.experiment.model.precision.compute
+    cast = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, compute, sharding=x.sharding), frozen)
+    layout = TrainState(step=step, trained=trained, frozen=cast, optimizer=None)  # type: ignore[arg-type]
+    snapshot = manager.restore(step, layout.params, abstract_optimizer(optimizer, trained, run.mesh))
+    trained, frozen = split(snapshot.params, rules)
+    return TrainState(jax.numpy.int32(step), trained, frozen, snapshot.optimizer), snapshot.data
+
+
+def validation_hooks(run: Run, stage: Stage) -> list[ValidationHook]:
+    """The stage's validation, if it has one; its batches are drawn once."""
+    validation = stage.validation
+    if validation is None:
+        return []
+    data = dataclasses.replace(stage.data, mixture=validation.mixture)
+    held_out = dataclasses.replace(stage, name=f"{stage.name}/validation", data=data)
+    loader = make_loader(held_out, run.processor, seed=run.experiment.seed, quarantine=run.quarantine)
+    batches: list[Batch] = [batch for batch, _ in itertools.islice(loader, validation.batches)]
+    loader.close()
+    names = [entry.title for entry in validation.mixture]
+    objective = build_objective(run, stage, len(names))
+    sums = jax.jit(lambda params, batch: objective(params, batch)[1])
+    return [ValidationHook(batches, sums, names, validation.every, batch_sharding(run.mesh))]
+
+
+def checkpoint_files(run: Run) -> dict[str, bytes]:
+    """What makes a step directory self-contained besides arrays and data position."""
+    processor = {f"processor/{name}": content for name, content in read_files(run.workdir / "processor").items()}
+    return {"config.json": to_json(run.experiment).encode(), **processor}
+
+
+def checkpoint_directory(run: Run, stage: Stage) -> epath.Path:
+    """WORKDIR/checkpoints/STAGE."""
+    return run.workdir / "checkpoints" / stage.name
+
+
+def latest_step(run: Run, stage: Stage) -> int | None:
+    """The newest step that a stage has saved, or None if it has not begun."""
+    directory = checkpoint_directory(run, stage)
+    if not directory.exists():
+        return None
+    return max((int(entry.name) for entry in directory.iterdir() if entry.name.isdigit()), default=None)
+
+
+def describe_parameters(stage: Stage, state: TrainState) -> None:
+    """Logs how many parameters there are and how many train."""
+    trained, frozen = (sum(x.size for x in jax.tree.leaves(tree)) for tree in (state.trained, state.frozen))
+    log.info("stage %s: %s parameters, %s of them trained", stage.name, f"{trained + frozen:,}", f"{trained:,}")
+
+
+def finished(experiment: Experiment, workdir: epath.PathLike) -> bool:
+    """Whether the workdir holds the last step of the last stage."""
+    stage = experiment.stages[-1]
+    return (epath.Path(workdir) / "checkpoints" / stage.name / str(stage.steps)).exists()

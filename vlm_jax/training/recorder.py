@@ -1,0 +1,191 @@
+"""From the step's sums on the device to lines of metrics.jsonl; and the watch for numbers that are not finite."""
+
+import json
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+from vlm_jax.batch import BatchInfo
+from vlm_jax.errors import RunError
+from vlm_jax.training.loop import Event
+from vlm_jax.training.step import Metrics
+
+Line = dict[str, Any]
+Sink = Callable[[Line], None]
+
+
+class Recorder:
+    """A hook that writes one line a logged step, over all steps since the line before.
+
+    Losses are Σ w·ce / Σ w over those steps; accuracy is the share of targets that the model finds most likely.
+    """
+
+    def __init__(
+        self,
+        workdir: epath.Path,
+        stage: str,
+        sources: Sequence[str],
+        every: Sequence[int],
+        sinks: Sequence[Sink],
+        last_line: Line | None = None,
+    ) -> None:
+        """Args:
+        workdir: nonfinite.json is written there.
+        stage: the stage's name.
+        sources: names of the mixture's entries, in the order of the sums.
+        every: a line is due at multiples of any of these steps.
+        sinks: called with each line.
+        last_line: of the part of the run that came before; its totals are continued.
+        """
+        self._workdir, self._stage, self._sources = workdir, stage, sources
+        self._every, self._sinks = every, sinks
+        self._pending: list[tuple[int, Metrics, BatchInfo]] = []
+        self._settled: list[Mapping[str, np.ndarray]] = []
+        before = last_line or {}
+        self._tokens, self._images = before.get("tokens_seen", 0), before.get("images_seen", 0)
+        self._seconds = before.get("seconds", 0.0)
+        self._clock = time.monotonic()
+
+    def __call__(self, event: Event) -> None:
+        """Takes note of a step; writes a line if one is due."""
+        self._pending.append((event.step, event.metrics, event.info))
+        if event.last or event.extras or any(event.step % every == 0 for every in self._every):
+            self.settle()
+            self._write(event)
+
+    def settle(self) -> None:
+        """Waits for the steps so far and makes sure that all their numbers are finite.
+
+        Raises:
+            RunError: if one is not; nonfinite.json then lists the batch's examples.
+        """
+        for (step, _, info), values in zip(
+            self._pending, jax.device_get([m for _, m, _ in self._pending]), strict=True
+        ):
+            if not (np.isfinite(values["loss"]) and np.isfinite(values["gradient_norm"])):
+                self._stop(step, values, info)
+            self._settled.append(values)
+        self._pending.clear()
+
+    def _stop(self, step: int, values: Mapping[str, np.ndarray], info: BatchInfo) -> None:
+        path = self._workdir / "nonfinite.json"
+        report = {
+            "stage": self._stage,
+            "step": step,
+            "loss": str(values["loss"]),
+            "gradient_norm": str(values["gradient_norm"]),
+            "example_ids": [list(row) for row in info.example_ids],
+        }
+        path.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+        raise RunError(
+            f"stage {self._stage}, step {step}: loss {values['loss']}, gradient norm {values['gradient_norm']}; the "
+            f"batch's examples are listed in {path}; look at them or lower the learning rate, then run again"
+        )
+
+    def _write(self, event: Event) -> None:
+        if not self._settled:
+            return
+        sums = {key: sum(values[key] for values in self._settled) for key in self._settled[0]}
+        norms = [float(values["gradient_norm"]) for values in self._settled]
+        now = time.monotonic()
+        elapsed, self._clock = now - self._clock, now
+        self._seconds += elapsed
+        tokens, images = float(sums["tokens"].sum()), float(sums["images"])
+        self._tokens += round(tokens)
+        self._images += round(images)
+        line: Line = {
+            "stage": self._stage,
+            "step": event.step,
+            **_ratios(sums),
+            "learning_rate": float(self._settled[-1]["learning_rate"]),
+            "gradient_norm": math.fsum(norms) / len(norms),
+            "sources": {
+                name: {
+                    **_ratios(
+                        {key: np.atleast_1d(sums[key])[i] for key in ("cross_entropy", "weight", "correct", "targets")}
+                    ),
+                    "tokens": round(float(sums["tokens"][i])),
+                    "examples_seen": event.info.examples_seen.get(name, 0),
+                    "epochs_seen": round(event.info.epochs_seen.get(name, 0.0), 4),
+                }
+                for i, name in enumerate(self._sources)
+            },
+            "tokens_per_second": tokens / elapsed,
+            "images_per_second": images / elapsed,
+            "padding_share": 1 - tokens / float(sums["positions"]),
+            "tokens_seen": self._tokens,
+            "images_seen": self._images,
+            "quarantined": dict(event.info.quarantined),
+            "seconds": round(self._seconds, 3),
+            **event.extras,
+        }
+        self._settled.clear()
+        for sink in self._sinks:
+            sink(line)
+
+
+def _ratios(sums: Mapping[str, Any]) -> dict[str, float]:
+    """Loss and answer-token accuracy from sums, over all sources; None-like 0 targets give 0."""
+    weight, targets = float(np.sum(sums["weight"])), float(np.sum(sums["targets"]))
+    return {
+        "loss": float(np.sum(sums["cross_entropy"])) / weight if weight else 0.0,
+        "accuracy": float(np.sum(sums["correct"])) / targets if targets else 0.0,
+    }
+
+
+def summarise(sums: Mapping[str, np.ndarray], sources: Sequence[str]) -> dict[str, Any]:
+    """{"loss", "accuracy", "sources": {name: {"loss", "accuracy"}}} of an objective's sums."""
+    parts = {
+        name: _ratios({key: sums[key][i] for key in ("cross_entropy", "weight", "correct", "targets")})
+        for i, name in enumerate(sources)
+    }
+    return {**_ratios(sums), "sources": parts}
+
+
+class MetricsFile:
+    """A sink that appends lines to WORKDIR/metrics.jsonl."""
+
+    def __init__(self, path: epath.Path) -> None:
+        self._path = path
+
+    def __call__(self, line: Line) -> None:
+        """Appends one line."""
+        with self._path.open("a") as file:
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def read_metrics(path: epath.Path) -> list[Line]:
+    """Lines of a metrics file; half a line at the end, which a kill can leave, is dropped."""
+    if not path.exists():
+        return []
+    lines: list[Line] = []
+    for text in path.read_text().splitlines():
+        try:
+            lines.append(json.loads(text))
+        except ValueError:
+            break
+    return lines
+
+
+def rewind_metrics(path: epath.Path, finished: Sequence[str], stage: str, step: int) -> Line | None:
+    """Drops lines of steps that a resumed run will do again.
+
+    Args:
+        path: WORKDIR/metrics.jsonl.
+        finished: stages that are done.
+        stage: where the run goes on, after so many steps.
+        step: see above.
+
+    Returns:
+        The last line that stays.
+    """
+    kept = [x for x in read_metrics(path) if x["stage"] in finished or (x["stage"] == stage and x["step"] <= step)]
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept))
+    partial.replace(path)
+    return kept[-1] if kept else None

@@ -1,0 +1,78 @@
+"""What training changes: parameters, optimiser state, step."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding
+from jaxtyping import Array, Int, PyTree
+
+from vlm_jax.optim import Rule, merge, split
+from vlm_jax.parallel import replicated
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """Everything that a step reads and writes."""
+
+    step: Int[Array, ""]
+    """Steps done in this stage."""
+    trained: dict[str, Any]
+    """Parameters with a rate; the only ones with gradients and optimiser state."""
+    frozen: dict[str, Any]
+    """Parameters without a rate, in the compute dtype."""
+    optimizer: PyTree
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """All parameters, nested as the model takes them."""
+        return merge(self.trained, self.frozen)
+
+
+def create_state(
+    params: PyTree, rules: dict[str, Rule], optimizer: optax.GradientTransformation, compute_dtype: str, mesh: Mesh
+) -> TrainState:
+    """The state before the first step of a stage; `params` are given up.
+
+    Args:
+        params: all parameters.
+        rules: what trains (`optim.assign_rules`).
+        optimizer: of the stage.
+        compute_dtype: frozen parameters are cast to it.
+        mesh: where the state lives; optimiser moments lie as their parameters do.
+    """
+    trained, frozen = split(params, rules)
+    frozen = jax.tree.map(lambda x: x.astype(compute_dtype), frozen)
+    shardings = jax.tree.map(lambda x: x.sharding, abstract_optimizer(optimizer, trained, mesh))
+    return TrainState(
+        step=jax.device_put(jnp.zeros((), jnp.int32), replicated(mesh)),
+        trained=trained,
+        frozen=frozen,
+        optimizer=jax.jit(optimizer.init, out_shardings=shardings)(trained),
+    )
+
+
+def abstract_optimizer(optimizer: optax.GradientTransformation, trained: PyTree, mesh: Mesh) -> PyTree:
+    """Shapes, dtypes and shardings of the optimiser's state for given (abstract) parameters.
+
+    A moment has the sharding of the parameter whose path ends its own path and whose shape it has; counters and factored
+    moments are replicated.
+    """
+    by_path = {
+        jax.tree_util.keystr(path): (leaf.shape, leaf.sharding)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(trained)
+    }
+
+    def place(path: Any, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        sharding: NamedSharding = replicated(mesh)
+        for start in range(len(path)):
+            found = by_path.get(jax.tree_util.keystr(path[start:]))
+            if found and found[0] == leaf.shape:
+                sharding = found[1]
+                break
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    return jax.tree_util.tree_map_with_path(place, jax.eval_shape(optimizer.init, trained))

@@ -1,0 +1,88 @@
+"""One optimiser step, pure: it can be traced without data and knows neither model nor objective by name."""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, PyTree
+
+from vlm_jax.batch import Batch
+from vlm_jax.optim import merge
+from vlm_jax.training.state import TrainState
+
+Objective = Callable[[PyTree, Batch], tuple[Float[Array, ""], dict[str, Array]]]
+"""(all parameters, part of a batch) -> (Σ w·ce, sums to report); sums of parts add up to those of the whole."""
+
+Metrics = dict[str, Array]
+
+
+def train_step(
+    state: TrainState,
+    batch: Batch,
+    *,
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    rate: optax.Schedule,
+    accumulation: int = 1,
+) -> tuple[TrainState, Metrics]:
+    """Moves the trained parameters by the gradient of Σ w·ce / Σ w, both sums over the whole global batch.
+
+    Args:
+        state: before the step.
+        batch: the global batch.
+        objective: what to minimise.
+        optimizer: of the stage.
+        rate: its learning rate as a function of the step, to report it.
+        accumulation: parts that the batch is cut into, one after the other; the result does not depend on it beyond
+            rounding.
+
+    Returns:
+        The state after the step; and the objective's sums with "loss", "gradient_norm", "learning_rate", "positions" and "images".
+    """
+    weight = jnp.maximum(batch.loss_weights.sum(), 1e-6)
+
+    def loss(trained: PyTree, part: Batch) -> tuple[Array, dict[str, Array]]:
+        total, sums = objective(merge(trained, state.frozen), part)
+        return total / weight, sums
+
+    def gradient_and_sums(part: Batch) -> tuple[PyTree, dict[str, Array]]:
+        gradient, sums = jax.grad(loss, has_aux=True)(state.trained, part)
+        return gradient, sums
+
+    if accumulation == 1:
+        gradient, sums = gradient_and_sums(batch)
+    else:
+        gradient, sums = _add_up(gradient_and_sums, split_rows(batch, accumulation))
+    updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.trained)
+    trained = optax.apply_updates(state.trained, updates)
+    metrics = {
+        **sums,
+        "loss": sums["cross_entropy"].sum() / weight,
+        "gradient_norm": optax.global_norm(gradient),
+        "learning_rate": jnp.asarray(rate(state.step), jnp.float32),
+        "positions": jnp.asarray(batch.tokens.size, jnp.float32),
+        "images": count_images(batch),
+    }
+    return dataclasses.replace(state, step=state.step + 1, trained=trained, optimizer=optimizer_state), metrics
+
+
+def _add_up(function: Callable[[Batch], PyTree], parts: Batch) -> PyTree:
+    """Sum of function(part) over the leading axis of `parts`, one part in memory at a time."""
+    shapes = jax.eval_shape(function, jax.tree.map(lambda x: x[0], parts))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    total, _ = jax.lax.scan(lambda sum_, part: (jax.tree.map(jnp.add, sum_, function(part)), None), zeros, parts)
+    return total
+
+
+def split_rows(batch: Batch, parts: int) -> Batch:
+    """[B, …] -> [parts, B / parts, …]; part a takes rows a, a + parts, …, so each device keeps the rows it has."""
+    return jax.tree.map(lambda x: x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1), batch)
+
+
+def count_images(batch: Batch) -> Float[Array, ""]:
+    """Image slots in use."""
+    if batch.image_ids is None:
+        return jnp.zeros((), jnp.float32)
+    return (batch.image_ids != 0).sum().astype(jnp.float32)

@@ -1,0 +1,139 @@
+"""The workdir of a run: may it be used, does it belong to this experiment, and the processor that it keeps."""
+
+import json
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from data_pipelines.examples import Text
+from data_pipelines.kinds import to_example
+from data_pipelines.mixture import MixtureEntry
+from data_pipelines.quarantine import BadRecord
+from data_pipelines.sources import open_source
+from data_pipelines.template import Processor, load_processor
+from data_pipelines.tokenizers import train_sentencepiece
+from vlm_jax.config import Experiment
+from vlm_jax.errors import UserError
+from vlm_jax.serialise import differences, to_json, to_plain
+
+log = logging.getLogger(__name__)
+
+HARMLESS = ("name", "log_every", "checkpoints", "evaluation", "bad_record_limit", "mesh")
+"""Fields of an experiment that may differ when a run is resumed."""
+
+TOKENIZER_TEXTS = 20_000
+"""So many texts of every mixture entry train the tokenizer."""
+
+
+def open_workdir(experiment: Experiment, workdir: epath.PathLike, allow_config_change: bool) -> epath.Path:
+    """Makes the workdir or checks that it was begun with this experiment; keeps the config there.
+
+    Raises:
+        UserError: if it cannot be written, or was begun with another config.
+    """
+    path = epath.Path(workdir)
+    config = path / "config.json"
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        begun = config.read_text() if config.exists() else None
+    except (OSError, NotADirectoryError) as error:
+        raise _unusable(path, error) from None
+    if begun is not None:
+        _compare(path, begun, experiment, allow_config_change)
+    try:
+        partial = path / "config.json.partial"
+        partial.write_text(to_json(experiment))
+        partial.replace(config)
+    except OSError as error:
+        raise _unusable(path, error) from None
+    return path
+
+
+def _unusable(path: epath.Path, error: OSError) -> UserError:
+    return UserError(f"--workdir {path}: cannot be written ({error.strerror or error}); choose another directory")
+
+
+def _compare(path: epath.Path, begun: str, experiment: Experiment, allow: bool) -> None:
+    try:
+        old = json.loads(begun)
+    except ValueError:
+        raise UserError(f"{path / 'config.json'}: damaged; remove it to accept the present config") from None
+    new = to_plain(experiment)
+    begun_stages = [s["name"] for s in old["stages"] if (path / "checkpoints" / s["name"]).exists()]
+    changed = {field: pair for field, pair in _changes(old, new).items() if not _harmless(field, new, begun_stages)}
+    if not changed:
+        return
+    listed = "; ".join(f"{field}: {old_value!r} -> {new_value!r}" for field, (old_value, new_value) in changed.items())
+    if allow:
+        log.warning("the config differs from the one this workdir was begun with: %s", listed)
+        return
+    raise UserError(
+        f"--workdir {path} was begun with another config ({listed}); use another --workdir, undo the change, or add "
+        "--allow-config-change"
+    )
+
+
+def _changes(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    count = max(len(old["stages"]), len(new["stages"]))
+
+    def by_number(config: dict[str, Any]) -> dict[str, Any]:
+        stages = config["stages"] + [None] * (count - len(config["stages"]))
+        return {**config, "stages": stages}
+
+    return differences(by_number(old), by_number(new))
+
+
+def _harmless(field: str, new: dict[str, Any], begun_stages: list[str]) -> bool:
+    parts = field.split(".")
+    if parts[0] in HARMLESS:
+        return True
+    if parts[0] != "stages" or not begun_stages:
+        return not begun_stages
+    stage = new["stages"][int(parts[1])] if int(parts[1]) < len(new["stages"]) else None
+    begun = stage is None or stage["name"] in begun_stages
+    return not begun or parts[2:3] == ["validation"]
+
+
+def prepare_processor(experiment: Experiment, workdir: epath.Path) -> Processor:
+    """The processor that the workdir keeps; a new run trains its tokenizer on the texts of its own stages."""
+    directory = workdir / "processor"
+    if (directory / "processor.json").exists():
+        return load_processor(directory)
+    processor = build_processor(experiment)
+    processor.save(directory)
+    return processor
+
+
+def build_processor(experiment: Experiment) -> Processor:
+    """Trains the tokenizer and joins it with template and picture size; the same experiment gives the same processor."""
+    tokenizer = train_sentencepiece(texts(experiment), experiment.tokenizer)
+    model = experiment.model
+    return Processor(tokenizer, experiment.template, experiment.images, model.image_size, model.prompt_tokens)
+
+
+def texts(experiment: Experiment) -> Iterator[str]:
+    """Texts that the tokenizer is trained on: up to TOKENIZER_TEXTS of each mixture entry, in the source's order."""
+    entries: list[MixtureEntry] = []
+    for stage in experiment.stages:
+        entries += [entry for entry in stage.data.mixture if entry not in entries]
+    for entry in entries:
+        count = 0
+        for text in _texts_of(entry, experiment.seed):
+            yield text
+            count += 1
+            if count >= TOKENIZER_TEXTS:
+                break
+
+
+def _texts_of(entry: MixtureEntry, seed: int) -> Iterator[str]:
+    source, rng = open_source(entry.source), np.random.default_rng(seed)
+    for index in range(len(source)):
+        try:
+            example = to_example(source[index], entry.kind, rng, entry.title)
+        except BadRecord:
+            continue
+        for segments in (example.trunk, *example.branches):
+            yield from (segment.text for segment in segments if isinstance(segment, Text))
