@@ -40,8 +40,8 @@ class Token:
 
     @property
     def control(self) -> bool:
-        """Whether it is written by the template (or is a byte)."""
-        return self.piece.startswith("<") and self.piece.endswith(">")
+        """Whether the template wrote it; bytes, which look like <0x5B>, are text."""
+        return self.piece.startswith("<") and self.piece.endswith(">") and not self.piece.startswith("<0x")
 
 
 @dataclasses.dataclass(frozen=True)

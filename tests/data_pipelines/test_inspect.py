@@ -1,0 +1,172 @@
+import base64
+import contextlib
+import dataclasses
+import re
+
+import cv2
+import numpy as np
+import pytest
+from rich.text import Text as RichText
+
+from data_pipelines.examples import Example, Text
+from data_pipelines.inspect import attention_mask, describe_row, draw_row, mask_picture, row_examples, row_figures
+from data_pipelines.loader import make_loader
+from vlm_jax.batch import Batch
+
+
+def first(stage, processor, batches=1):
+    with contextlib.closing(make_loader(stage, processor, seed=5)) as loader:
+        return [next(loader) for _ in range(batches)]
+
+
+def row_of(**planes):
+    """A batch of one row from the planes that the mask reads."""
+    length = len(next(iter(planes.values())))
+    empty = np.zeros((1, length), np.int32)
+    names = (
+        "tokens",
+        "targets",
+        "loss_weights",
+        "segment_ids",
+        "branch_ids",
+        "block_ids",
+        "positions",
+        "example_index",
+    )
+    fields = dict.fromkeys(names, empty) | {name: np.array([plane]) for name, plane in planes.items()}
+    return Batch(**fields, source_ids=empty[:, :1])
+
+
+def test_mask_as_its_docstring_draws_it():
+    lines = [line for line in attention_mask.__doc__.splitlines() if re.match(r" {8,}[Bvabc] +[.Bvabc]( |$)", line)]
+    header, *rows = lines
+    columns = [i for i, letter in enumerate(header) if letter != " "]
+    drawn = np.array([[row[i : i + 1] == "." for i in columns] for row in rows])
+    batch = row_of(
+        segment_ids=[1, 1, 1, 1, 1, 1, 1, 2, 2], branch_ids=[0, 0, 0, 1, 1, 2, 2, 0, 0], block_ids=[0, 1, 1] + [0] * 6
+    )
+    assert drawn.shape == (9, 9)
+    assert attention_mask(batch, 0).tolist() == drawn.tolist()
+
+
+def test_mask_never_connects_examples_or_branches(tiny, processor):
+    for batch, info in first(tiny(), processor, 3):
+        for row in range(len(info.example_ids)):
+            allowed = np.zeros((160, 160), bool)
+            for example in row_examples(batch, row, info, processor):
+                spans = [[token.position for token in branch.tokens] for branch in example.branches]
+                for number, span in enumerate(spans):
+                    visible = span if number == 0 else spans[0] + span
+                    allowed[np.ix_(span, visible)] = True
+            mask = attention_mask(batch, row)
+            assert not (mask & ~allowed).any()
+            places = np.flatnonzero(np.asarray(batch.segment_ids[row]))
+            assert mask[places, places].all(), "every token sees itself"
+            assert not mask[np.asarray(batch.segment_ids[row]) == 0].any()
+            ahead = np.triu(mask, 1)
+            block = np.asarray(batch.block_ids[row])
+            assert (ahead == np.triu((block[:, None] == block) & (block > 0), 1)).all()
+
+
+def test_row_examples_read_back_what_was_packed(tiny, processor):
+    batch, info = first(tiny(), processor)[0]
+    for row, ids in enumerate(info.example_ids):
+        examples = row_examples(batch, row, info, processor)
+        assert [example.id for example in examples] == list(ids)
+        learned = sum(token.learned for example in examples for b in example.branches for token in b.tokens)
+        figures = row_figures(batch, row)
+        assert learned == figures.learned > 0
+        assert sum(example.length for example in examples) == figures.positions - figures.padding
+        for example in examples:
+            index = int(example.id.split("/")[1])
+            assert len(example.branches) == 2 + index % 5
+            trunk, *branches = example.branches
+            pictures = [token.picture for token in trunk.tokens if token.picture]
+            assert len(pictures) == (index % 3) * processor.prompt_tokens
+            for branch in branches:
+                answer = [token.piece for token in branch.tokens if token.learned]
+                assert answer[-1] == "<end>"
+                assert "".join(answer[:-1]) in ("да", "no")
+
+
+def test_an_unusable_example_is_not_shown(tiny, processor):
+    stage = tiny(tiny.Source(pictures=1, records=60, bad_pictures=(7,)))
+    for batch, info in first(stage, processor, 30):
+        for row, ids in enumerate(info.example_ids):
+            if "tiny/7" in ids:
+                shown = [example.id for example in row_examples(batch, row, info, processor)]
+                assert shown == [i for i in ids if i != "tiny/7"]
+                return
+    pytest.fail("the record never came")
+
+
+class Nasty:
+    def __call__(self, record, rng, source=""):
+        turn = Text("<script>alert(1)</script> [bold] [/] \\[x]", role="user")
+        return Example(record["images"], ((turn, Text("да", loss=True, role="assistant")),), source, "<b>&[red]")
+
+
+class OddPieces:
+    """Pieces that rich would take for markup."""
+
+    def __init__(self, tokenizer):
+        self.tokenizer = tokenizer
+
+    def __getattr__(self, name):
+        return getattr(self.tokenizer, name)
+
+    def id_to_piece(self, token):
+        return "[bold]"
+
+
+def test_description_is_whole_and_markup_in_the_data_is_harmless(tiny, processor):
+    batch, info = first(tiny(tiny.Entry(tiny.Source(), Nasty())), processor)[0]
+    odd = dataclasses.replace(processor, tokenizer=OddPieces(processor.tokenizer))
+    plain = RichText.from_markup(describe_row(batch, 0, info, odd)).plain
+    assert "<b>&[red]" in plain
+    assert "[bold] [bold] [bold]" in plain
+    assert f"{row_figures(batch, 0).learned} learned tokens" in plain
+
+
+def uris(page):
+    return re.findall(r'src="([^"]*)"', page)
+
+
+def pixels(uri):
+    data = base64.b64decode(uri.removeprefix("data:image/png;base64,"))
+    return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)[:, :, ::-1]
+
+
+def test_page_is_self_contained_and_shows_the_pictures_and_the_mask(tiny, processor):
+    batch, info = first(tiny(tiny.Source(pictures=2)), processor)[0]
+    page = draw_row(batch, 0, info, processor)
+    assert not re.search(r'(src|href)="(?!data:)', page)
+    assert "url(" not in page
+    *pictures, mask = uris(page)
+    assert len(pictures) == row_figures(batch, 0).pictures
+    for uri, image in zip(pictures, batch.images[0], strict=False):
+        assert np.array_equal(pixels(uri), image)
+    assert ((pixels(mask) != 255).any(-1) == attention_mask(batch, 0)).all()
+    for example_id in info.example_ids[0]:
+        assert example_id in page
+
+
+def test_page_escapes_the_data(tiny, processor):
+    batch, info = first(tiny(tiny.Entry(tiny.Source(), Nasty())), processor)[0]
+    page = draw_row(batch, 0, info, processor)
+    assert "<script" not in page
+    assert "&lt;b&gt;&amp;[red]" in page
+
+
+def test_a_text_only_row_can_be_drawn(tiny, processor):
+    batch, info = first(tiny(tiny.Source(pictures=0), images=0), processor)[0]
+    assert len(uris(draw_row(batch, 0, info, processor))) == 1
+    assert "0 of 0 image slots" in describe_row(batch, 0, info, processor)
+
+
+def test_mask_colours_tell_blocks_branches_and_trunk_apart():
+    batch = row_of(segment_ids=[1, 1, 1, 1, 1], branch_ids=[0, 0, 0, 1, 2], block_ids=[0, 1, 1, 0, 0])
+    picture = mask_picture(batch, 0)
+    colours = {tuple(picture[i, j]) for i, j in ((0, 0), (1, 2), (3, 3), (4, 4), (3, 0), (4, 0), (4, 3))}
+    assert len(colours) == 7
+    assert tuple(picture[4, 3]) == (255, 255, 255)
