@@ -4,7 +4,7 @@ An example is a trunk, an ordered tuple of segments, and zero or more branches t
 each other: many questions about one picture, a chosen and a rejected answer, a group of samples.
 
     A caption pair                 trunk = (Image, Text('A red circle.', loss=True))
-    Three questions, one picture   trunk = (Image,), branches = ((user, assistant), (user, assistant), (user, assistant))
+    Two questions, one picture     trunk = (Image,), branches = ((user, assistant), (user, assistant))
     An interleaved document        trunk = (Text, Image, Text, Text, Image, …)
     Text only                      trunk = (Text,)
 """
@@ -29,7 +29,7 @@ class Text:
 
 @dataclasses.dataclass(frozen=True)
 class Image:
-    """A picture by its encoded bytes (PNG, JPEG, …) or by the path of a file that holds them; decoded only after packing."""
+    """A picture by its encoded bytes (PNG, JPEG, …) or by the path of a file with them; decoded only after packing."""
 
     data: bytes | None = None
     path: str | None = None
@@ -60,7 +60,8 @@ class Example:
             raise ValueError(f"example {self.id or '?'} of {self.source or '?'}: it is empty")
         for branch in self.branches:
             if not branch or not all(isinstance(segment, Text) for segment in branch):
-                raise ValueError(f"example {self.id or '?'} of {self.source or '?'}: a branch must be text and not empty")
+                where = f"example {self.id or '?'} of {self.source or '?'}"
+                raise ValueError(f"{where}: a branch must be text and not empty")
 
     @property
     def images(self) -> tuple[Image, ...]:

@@ -36,6 +36,10 @@ class Validation:
     batches: int = 4
     """Batches a validation; always the same ones."""
 
+    def __post_init__(self) -> None:
+        if self.every < 1 or self.batches < 1:
+            raise UserError("validation: every and batches must be at least 1")
+
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
@@ -75,6 +79,10 @@ class Checkpoints:
     """The newest so many of each stage are kept."""
     keep_every: int = 0
     """Steps that are a multiple of this are kept for good; 0 = none."""
+
+    def __post_init__(self) -> None:
+        if self.every < 1 or self.keep_last < 1 or self.keep_every < 0:
+            raise UserError("checkpoints: every and keep-last must be at least 1, keep-every at least 0")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,6 +128,8 @@ class Experiment:
     """Share of unusable records above which the run stops."""
 
     def __post_init__(self) -> None:
+        if self.log_every < 1:
+            raise UserError(f"log-every is {self.log_every}; give at least 1")
         names = [stage.name for stage in self.stages]
         doubled = sorted({name for name in names if names.count(name) > 1})
         if not names or doubled:

@@ -75,7 +75,9 @@ def _read(annotation: Any, plain: Any, where: str) -> Any:
 def _read_union(options: tuple[Any, ...], plain: Any, where: str) -> Any:
     if plain is None and type(None) in options:
         return None
-    classes = {option.__name__: option for option in options if dataclasses.is_dataclass(option)}
+    classes: dict[str, Any] = {
+        getattr(option, "__name__", ""): option for option in options if dataclasses.is_dataclass(option)
+    }
     if isinstance(plain, dict) and plain.get("type") in classes:
         return _read_dataclass(classes[plain["type"]], plain, where)
     rest = [option for option in options if option is not type(None) and not dataclasses.is_dataclass(option)]

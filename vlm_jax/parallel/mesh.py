@@ -83,7 +83,7 @@ def parameter_shardings(boxed: PyTree, mesh: Mesh) -> PyTree[NamedSharding]:
 
 
 def without_axes(boxed: PyTree) -> PyTree:
-    """Parameters without their logical axes; unlike flax's `unbox` it places nothing, so abstract ones work in a mesh."""
+    """Parameters without logical axes; unlike flax's `unbox` it places nothing, so abstract ones work too."""
 
     def is_box(x: Any) -> bool:
         return isinstance(x, nn.meta.AxisMetadata)

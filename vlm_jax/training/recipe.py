@@ -26,7 +26,7 @@ from vlm_jax.parallel import batch_sharding, build_mesh, use_mesh
 from vlm_jax.serialise import to_json
 from vlm_jax.training.displays import ProgressDisplay, TensorBoard
 from vlm_jax.training.hooks import CheckpointHook, Preemption, ValidationHook
-from vlm_jax.training.loop import run_stage
+from vlm_jax.training.loop import Hook, run_stage
 from vlm_jax.training.recorder import MetricsFile, Recorder, rewind_metrics
 from vlm_jax.training.state import TrainState, abstract_optimizer, create_state
 from vlm_jax.training.step import Objective, train_step
@@ -155,7 +155,7 @@ def run_steps(
         )
         files = checkpoint_files(run)
         saving = CheckpointHook(manager, experiment.checkpoints.every, files, recorder, run.leaving)
-        hooks = [*validation_hooks(run, stage), recorder, saving]
+        hooks: list[Hook] = [*validation_hooks(run, stage), recorder, saving]
         try:
             return run_stage(state, step, loader, sharding, done, stage.steps, hooks)
         finally:

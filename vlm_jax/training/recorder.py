@@ -90,7 +90,7 @@ class Recorder:
     def _write(self, event: Event) -> None:
         if not self._settled:
             return
-        sums = {key: sum(values[key] for values in self._settled) for key in self._settled[0]}
+        sums = {key: np.sum([values[key] for values in self._settled], axis=0) for key in self._settled[0]}
         norms = [float(values["gradient_norm"]) for values in self._settled]
         now = time.monotonic()
         elapsed, self._clock = now - self._clock, now

@@ -58,8 +58,8 @@ def create_state(
 def abstract_optimizer(optimizer: optax.GradientTransformation, trained: PyTree, mesh: Mesh) -> PyTree:
     """Shapes, dtypes and shardings of the optimiser's state for given (abstract) parameters.
 
-    A moment has the sharding of the parameter whose path ends its own path and whose shape it has; counters and factored
-    moments are replicated.
+    A moment has the sharding of the parameter whose path ends its own path and whose shape it has; counters and
+    factored moments are replicated.
     """
     by_path = {
         jax.tree_util.keystr(path): (leaf.shape, leaf.sharding)

@@ -39,7 +39,8 @@ def train_step(
             rounding.
 
     Returns:
-        The state after the step; and the objective's sums with "loss", "gradient_norm", "learning_rate", "positions" and "images".
+        The state after the step; and the objective's sums, with "loss", "gradient_norm", "learning_rate", "positions"
+        and "images".
     """
     weight = jnp.maximum(batch.loss_weights.sum(), 1e-6)
 

@@ -1,5 +1,6 @@
 """The workdir of a run: may it be used, does it belong to this experiment, and the processor that it keeps."""
 
+import itertools
 import json
 import logging
 from collections.abc import Iterator
@@ -108,7 +109,7 @@ def prepare_processor(experiment: Experiment, workdir: epath.Path) -> Processor:
 
 
 def build_processor(experiment: Experiment) -> Processor:
-    """Trains the tokenizer and joins it with template and picture size; the same experiment gives the same processor."""
+    """Trains the tokenizer and joins it with template and picture size; a pure function of the experiment."""
     tokenizer = train_sentencepiece(texts(experiment), experiment.tokenizer)
     model = experiment.model
     return Processor(tokenizer, experiment.template, experiment.images, model.image_size, model.prompt_tokens)
@@ -120,12 +121,7 @@ def texts(experiment: Experiment) -> Iterator[str]:
     for stage in experiment.stages:
         entries += [entry for entry in stage.data.mixture if entry not in entries]
     for entry in entries:
-        count = 0
-        for text in _texts_of(entry, experiment.seed):
-            yield text
-            count += 1
-            if count >= TOKENIZER_TEXTS:
-                break
+        yield from itertools.islice(_texts_of(entry, experiment.seed), TOKENIZER_TEXTS)
 
 
 def _texts_of(entry: MixtureEntry, seed: int) -> Iterator[str]:

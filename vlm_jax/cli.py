@@ -1,0 +1,89 @@
+"""The command line: `vlm SUBCOMMAND`. It parses, calls and prints; what a command does is in the packages."""
+
+import argparse
+import errno
+import importlib
+import logging
+import sys
+from collections.abc import Callable, Sequence
+
+from vlm_jax.errors import Preempted, RunError, UserError
+
+DONE, FAULT, WRONG_INPUT, PREEMPTED = 0, 1, 2, 75
+
+_DESCRIPTION = """Vision-language models in JAX: train, evaluate and use them.
+
+A first run:
+  vlm train experiments/quickstart.py --workdir runs/quickstart
+  vlm eval experiments/quickstart.py --workdir runs/quickstart
+  vlm generate --model runs/quickstart --image picture.png --prompt "what shape is present?"
+"""
+
+_COMMANDS = ("train", "eval", "compare", "generate", "data")
+"""Each is a module of vlm_jax/commands with `add_parser(subparsers)`; the parser's default `run` does the work."""
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line."""
+
+    def error(self, message: str) -> None:  # type: ignore[override]
+        """Raises UserError instead of printing the usage."""
+        raise UserError(f"{message}; `{self.prog} --help` explains")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The entry point of `vlm`; exits with 0 done, 2 wrong input, 75 preempted after a complete save, 1 fault."""
+    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Runs a command and returns its exit code."""
+    try:
+        parser = build_parser()
+        parsed, rest = parser.parse_known_args(list(arguments))
+        if rest and not getattr(parsed, "takes_overrides", False):
+            raise UserError(f"unknown argument {rest[0]}; `vlm {parsed.command} --help` lists those there are")
+        parsed.overrides = rest
+        _set_up_logging(parsed.verbose)
+        command: Callable[[argparse.Namespace], None] = parsed.run
+        command(parsed)
+    except UserError as error:
+        return _fail(str(error), WRONG_INPUT)
+    except Preempted as error:
+        return _fail(str(error), PREEMPTED)
+    except RunError as error:
+        return _fail(str(error), FAULT)
+    except KeyboardInterrupt:
+        return _fail("interrupted; what was saved before stays usable", 130)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            raise
+        return _fail(
+            f"{error.filename or 'output'}: {error.strerror}; free space or choose another directory", WRONG_INPUT
+        )
+    return DONE
+
+
+def build_parser() -> Parser:
+    """The parser with all subcommands."""
+    parser = Parser(prog="vlm", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name in _COMMANDS:
+        importlib.import_module(f"vlm_jax.commands.{name}").add_parser(subparsers)
+    return parser
+
+
+def _set_up_logging(verbose: bool) -> None:
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
+    logging.getLogger("vlm_jax").setLevel(logging.DEBUG if verbose else logging.INFO)
+    for noisy in ("absl", "jax", "orbax"):
+        logging.getLogger(noisy).setLevel(logging.INFO if verbose else logging.ERROR)
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"vlm: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    main()

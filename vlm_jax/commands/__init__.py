@@ -1,0 +1,1 @@
+"""Subcommands of `vlm`, one module each: its arguments, help text and call. Heavy imports wait until it runs."""

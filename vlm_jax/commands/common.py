@@ -1,0 +1,49 @@
+"""Arguments and help texts that several subcommands share."""
+
+import argparse
+from typing import Any
+
+OVERRIDES = """Any field of the experiment can be changed here by its name, such as --stages.0.steps 10 or
+--model.decoder.layers 4; --overrides lists them all with their values."""
+
+
+def add_command(
+    subparsers: Any, name: str, help: str, description: str = "", overrides: bool = False
+) -> argparse.ArgumentParser:
+    """A subcommand's parser, with what all of them have."""
+    text = f"{help}\n\n{description}".strip() + (f"\n\n{OVERRIDES}" if overrides else "")
+    parser = subparsers.add_parser(
+        name, help=help, description=text, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("-v", "--verbose", action="store_true", help="also show what the libraries log")
+    parser.set_defaults(takes_overrides=overrides)
+    return parser
+
+
+def add_experiment(parser: argparse.ArgumentParser, nargs: Any = None) -> None:
+    """The positional experiment file, and --overrides."""
+    parser.add_argument(
+        "experiment", nargs=nargs, metavar="EXPERIMENT", help="Python file that defines experiment(), see experiments/"
+    )
+    parser.add_argument(
+        "--overrides", dest="list_overrides", action="store_true", help="list every field with its value, and stop"
+    )
+
+
+def experiment_of(arguments: argparse.Namespace) -> Any:
+    """The experiment with its overrides applied."""
+    from vlm_jax.config import load_experiment
+    from vlm_jax.overrides import apply_overrides
+
+    return apply_overrides(load_experiment(arguments.experiment), arguments.overrides)
+
+
+def listed_overrides(arguments: argparse.Namespace) -> bool:
+    """Prints every field if that was asked for, and says whether it did."""
+    if not arguments.list_overrides:
+        return False
+    from vlm_jax.overrides import field_names
+
+    for name, value in field_names(experiment_of(arguments)).items():
+        print(f"--{name.replace('_', '-')} {value!r}")
+    return True

@@ -1,0 +1,96 @@
+"""An experiment's whole evaluation of one model, and its tables."""
+
+from collections.abc import Sequence
+
+from etils import epath
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from vlm_jax.checkpoints.reference import load_model
+from vlm_jax.config import Evaluation
+from vlm_jax.errors import UserError
+from vlm_jax.evaluation.compare import Comparison
+from vlm_jax.evaluation.results import TaskResult, write_results
+from vlm_jax.evaluation.runner import evaluate
+from vlm_jax.evaluation.statistics import Estimate
+from vlm_jax.generation import Engine
+
+
+def run_suite(
+    evaluation: Evaluation, reference: str, output: epath.PathLike, names: Sequence[str] | None = None
+) -> Table:
+    """Evaluates a model on the tasks, writes eval.json and predictions/, and returns the table of scores.
+
+    Args:
+        evaluation: tasks and settings.
+        reference: model REF.
+        output: directory for the results.
+        names: only these tasks; None = all.
+
+    Raises:
+        UserError: if a task or the model does not exist, or the results cannot be written.
+    """
+    there = [task.name for task in evaluation.tasks]
+    missing = [name for name in names or () if name not in there]
+    if missing or not there:
+        known = ", ".join(there) or "none"
+        raise UserError(f"--tasks {' '.join(missing)}: this experiment's tasks are {known}; name some of those")
+    model = load_model(reference)
+    engine = Engine(model.config, model.params, model.processor, evaluation.rows)
+    results = []
+    with _progress() as display:
+        for task in evaluation.tasks:
+            if names is None or task.name in names:
+                show = _Show(display)
+                results.append(
+                    evaluate(task, engine, controls=evaluation.controls, seed=evaluation.seed, progress=show)
+                )
+    write_results(output, str(model.directory), results)
+    return scores_table(results)
+
+
+def _progress() -> Progress:
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(bar_width=30), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=console, disable=not console.is_terminal)
+
+
+class _Show:
+    """Shows how many prompts of which pass are answered."""
+
+    def __init__(self, display: Progress) -> None:
+        self._display = display
+        self._rows: dict[str, TaskID] = {}
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        if what not in self._rows:
+            self._rows[what] = self._display.add_task(what, total=total)
+        self._display.update(self._rows[what], completed=done)
+
+
+def scores_table(results: Sequence[TaskResult]) -> Table:
+    """Task by task, then its groups: score, 95% interval, number of questions, controls."""
+    table = Table("task", "metric", "score", "95% interval", "n", "controls")
+    for result in results:
+        controls = ", ".join(f"{name} {estimate.score:.1%}" for name, estimate in result.controls.items())
+        table.add_row(result.name, result.metric, *_figures(result.score), controls)
+        for name, estimate in result.groups.items():
+            table.add_row(f"  {name}", "", *_figures(estimate), "", style="dim")
+    return table
+
+
+def _figures(estimate: Estimate) -> tuple[str, str, str]:
+    return f"{estimate.score:.2%}", f"{estimate.low:.2%} to {estimate.high:.2%}", f"{estimate.n:,}"
+
+
+def comparison_table(a: str, b: str, comparisons: Sequence[Comparison]) -> Table:
+    """Task by task, then its groups: both scores, their difference with its interval, who won how often."""
+    table = Table("task", "A", "B", "B - A", "95% interval", "p", "only A", "only B", title=f"A: {a}\nB: {b}")
+    for c in comparisons:
+        d = c.difference
+        name = f"  {c.group}" if c.group else c.task
+        interval = f"{d.low:+.2%} to {d.high:+.2%}"
+        figures = (f"{c.a:.2%}", f"{c.b:.2%}", f"{d.score:+.2%}", interval, f"{c.p_value:.3g}")
+        table.add_row(name, *figures, str(c.only_a), str(c.only_b), style="dim" if c.group else "")
+    return table
