@@ -203,6 +203,27 @@ def test_augmentation_changes_with_the_epoch_and_the_seed_and_order_with_the_sta
     assert info.example_ids != other_info.example_ids
 
 
+def test_no_two_draws_share_their_chance(tiny, processor, monkeypatch):
+    kind_chance, picture_chance = [], []
+
+    class Recording(tiny.Kind):
+        def __call__(self, record, rng, source=""):
+            kind_chance.append(int(rng.integers(1 << 62)))
+            return super().__call__(record, rng, source)
+
+    def augment(pixels, augmentation, rng):
+        picture_chance.append(int(rng.integers(1 << 62)))
+        return pixels
+
+    monkeypatch.setattr(pictures, "augment", augment)
+    entry = tiny.Entry(tiny.Source(pictures=2), Recording(), augmentation=Augmentation(flip=True))
+    take(tiny(entry, virtual_shards=4), processor, 4)
+    chance = kind_chance + picture_chance
+    assert kind_chance
+    assert picture_chance
+    assert len(set(chance)) == len(chance)
+
+
 def test_an_undecodable_picture_makes_its_example_padding(tiny, processor, tmp_path):
     good, bad = (tiny(tiny.Source(pictures=2, bad_pictures=b)) for b in ((), (7,)))
     path = tmp_path / "quarantine.jsonl"

@@ -60,6 +60,15 @@ def test_draws_depend_on_the_seed_and_another_entry_does_not_disturb_the_order(t
     assert records(one, 1) == records(two, 1)
 
 
+def test_shards_have_orders_of_their_own(tiny):
+    def order(shard):
+        draws = ShardDraws(entries(tiny, 1.0), [80], seed=1, shard=shard, shards=2)
+        return [draws[i].record // 2 for i in range(40)]
+
+    assert sorted(order(0)) == sorted(order(1))
+    assert order(0) != order(1)
+
+
 def test_a_source_smaller_than_the_shards_is_an_error(tiny):
     with pytest.raises(UserError, match="s0 has 3 records, too few for 4 virtual shards"):
         ShardDraws(entries(tiny, 1.0), [3], 0, 0, 4)
