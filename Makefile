@@ -1,0 +1,75 @@
+# Every target sets itself up in ./.venv: python3 (3.11 or newer) and make are all that must be there.
+
+PYTHON ?= python3
+VENV ?= .venv
+WORKDIR ?= runs/quickstart
+PYTEST_ARGS ?= -n 2
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+export PIP_USER = 0
+
+.PHONY: help quickstart test lint format golden lock clean
+
+help:
+	@echo 'make quickstart   install, train the small model on easy-VQA, evaluate it, write $(WORKDIR)/report.html'
+	@echo 'make test         install, lint, check types, run all tests'
+	@echo 'make lint         lint and check types only'
+	@echo 'make format       let ruff rewrite the sources'
+	@echo 'make golden       write the golden config dumps of the tests anew'
+	@echo 'make lock         choose the newest versions anew and write requirements/*.lock'
+	@echo 'make clean        remove .venv, caches and build output; runs/ stays'
+	@echo 'PYTHON=/path/to/python3.12 chooses another Python.'
+
+# Without shell operators, so that make runs vlm itself and a SIGTERM to make reaches it.
+quickstart: $(VENV)/base.stamp
+	$(BIN)/vlm train experiments/quickstart.py --workdir $(WORKDIR)
+	$(BIN)/vlm eval experiments/quickstart.py --workdir $(WORKDIR)
+	@echo 'The report: $(WORKDIR)/report.html'
+
+test: lint
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/test.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/test.stamp
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+golden: $(VENV)/test.stamp
+	$(BIN)/python -m pytest tests/test_project.py --update-golden
+
+$(VENV)/base.stamp: requirements/base.lock pyproject.toml setup.py
+	@command -v $(PYTHON) > /dev/null || { echo 'no $(PYTHON) here: install Python 3.11 or newer' >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "$(PYTHON) is Python " + \
+		sys.version.split()[0] + ": install 3.11 or newer, or name one with make PYTHON=...")'
+	@$(PYTHON) -c 'import ensurepip, venv' || { echo '$(PYTHON) cannot make virtual environments: install its venv' \
+		'package (python3-venv on Debian and Ubuntu)' >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) -r requirements/base.lock
+	$(PIP) --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/test.stamp: $(VENV)/base.stamp requirements/test.lock
+	$(PIP) -r requirements/test.lock
+	@touch $@
+
+# In an environment of its own, so that nothing that happens to be installed gets in; setuptools builds the project.
+lock:
+	rm -rf build/lock
+	$(PYTHON) -m venv build/lock
+	build/lock/bin/python -m pip install --quiet 'setuptools>=77' --editable .
+	build/lock/bin/python -m pip freeze --all --exclude pip --exclude-editable > requirements/base.lock
+	build/lock/bin/python -m pip install --quiet --constraint requirements/base.lock --editable '.[test]'
+	echo '-r base.lock' > requirements/test.lock
+	build/lock/bin/python -m pip freeze --all --exclude pip --exclude-editable \
+		| grep --invert-match --line-regexp --fixed-strings --file=requirements/base.lock >> requirements/test.lock
+	rm -rf build/lock
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
