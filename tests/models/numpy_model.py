@@ -1,0 +1,177 @@
+"""The model once more, in plain float64 NumPy, written from the papers and not from the code that it checks."""
+
+import numpy as np
+
+
+def mask(batch, window=0):
+    """reference_mask by the letter of the rule, pair by pair."""
+    segments, branches, blocks, positions = (
+        np.asarray(x) for x in (batch.segment_ids, batch.branch_ids, batch.block_ids, batch.positions)
+    )
+    rows, length = segments.shape
+    sees = np.zeros((rows, length, length), bool)
+    for b in range(rows):
+        for i in range(length):
+            for j in range(length):
+                if segments[b, i] != segments[b, j] or segments[b, i] == 0:
+                    continue
+                causal = j <= i and branches[b, j] in (0, branches[b, i])
+                near = window == 0 or positions[b, i] - positions[b, j] < window
+                block = blocks[b, i] == blocks[b, j] != 0
+                sees[b, i, j] = (causal and near) or block
+    return sees
+
+
+def attention(queries, keys, values, sees=None):
+    """[S, H, K], [T, G, K], [T, G, K] -> [S, H, K]; rows that see nothing are zeros."""
+    heads, groups = queries.shape[1], keys.shape[1]
+    out = np.zeros_like(queries)
+    for h in range(heads):
+        g = h // (heads // groups)
+        for i, query in enumerate(queries[:, h]):
+            seen = np.arange(len(keys)) if sees is None else np.flatnonzero(sees[i])
+            if not len(seen):
+                continue
+            scores = keys[seen, g] @ query / np.sqrt(len(query))
+            weights = np.exp(scores - scores.max())
+            out[i, h] = (weights / weights.sum()) @ values[seen, g]
+    return out
+
+
+def rotary(x, positions, base):
+    """[S, H, K]: pair (k, k + K/2) as one complex number, turned by position * base^(-2k/K)."""
+    half = x.shape[-1] // 2
+    turns = np.exp(1j * np.asarray(positions)[:, None] * base ** (-2 * np.arange(half) / (2 * half)))
+    turned = (x[..., :half] + 1j * x[..., half:]) * turns[:, None]
+    return np.concatenate([turned.real, turned.imag], -1)
+
+
+def rms_norm(x, scale, epsilon):
+    return x / np.sqrt(np.mean(x * x, -1, keepdims=True) + epsilon) * scale
+
+
+def layer_norm(x, p, epsilon):
+    return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + epsilon) * p["scale"] + p["bias"]
+
+
+def gelu(x):
+    return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+
+
+def silu(x):
+    return x / (1 + np.exp(-x))
+
+
+def linear(x, p):
+    return x @ p["kernel"] + p.get("bias", 0)
+
+
+def decoder(p, config, x, positions, batch):
+    """Embeddings [S, D] of row 0 of `batch` -> hidden states [S, D]."""
+    for layer in range(config.layers):
+        repeat, place = divmod(layer, len(config.pattern))
+        block = take(p["layers"][f"block_{place}"], repeat)
+        y = rms_norm(x, block["attention_norm"]["scale"], config.norm_epsilon)
+        queries, keys, values = (
+            np.einsum("sd,dhk->shk", y, block["attention"][name]["kernel"]) for name in ("query", "key", "value")
+        )
+        queries, keys = rotary(queries, positions, config.rope_base), rotary(keys, positions, config.rope_base)
+        sees = mask(batch, config.pattern[place].window)[0]
+        x = x + np.einsum("shk,hkd->sd", attention(queries, keys, values, sees), block["attention"]["out"]["kernel"])
+        y = rms_norm(x, block["mlp_norm"]["scale"], config.norm_epsilon)
+        mlp = block["mlp"]
+        x = x + linear(silu(linear(y, mlp["gate"])) * linear(y, mlp["up"]), mlp["down"])
+    return rms_norm(x, p["norm"]["scale"], config.norm_epsilon)
+
+
+def unembed(p, config, hidden):
+    return hidden @ (p["embedding"].T if config.tied_embeddings else p["head"])
+
+
+def conv(x, p, stride):
+    """[H, W, C], 3x3, one pixel of zeros all round."""
+    padded = np.pad(x, ((1, 1), (1, 1), (0, 0)))
+    rows, columns = -(-x.shape[0] // stride), -(-x.shape[1] // stride)
+    out = np.zeros((rows, columns, p["kernel"].shape[-1]))
+    for r in range(rows):
+        for c in range(columns):
+            window = padded[r * stride : r * stride + 3, c * stride : c * stride + 3]
+            out[r, c] = np.einsum("abi,abio->o", window, p["kernel"]) + p["bias"]
+    return out
+
+
+def vit(p, config, pixels):
+    """Normalised picture [H, W, 3] of the config's size -> [P, D]."""
+    stem = p["stem"]
+    if hasattr(config.stem, "patch"):
+        size = config.stem.patch
+        rows, columns = pixels.shape[0] // size, pixels.shape[1] // size
+        x = np.zeros((rows, columns, config.width))
+        for r in range(rows):
+            for c in range(columns):
+                square = pixels[r * size : (r + 1) * size, c * size : (c + 1) * size]
+                x[r, c] = np.sum(square[..., None] * stem["patch"]["kernel"], (0, 1, 2)) + stem["patch"]["bias"]
+    else:
+        x = pixels
+        for i, stride in enumerate(config.stem.strides):
+            x = np.maximum(conv(x, stem[f"conv_{i}"], stride), 0)
+        x = linear(x, stem["out"])
+    x = (x + p["positions"]).reshape(-1, config.width)
+    for layer in range(config.layers):
+        block = take(p["layers"], layer)
+        y = layer_norm(x, block["attention_norm"], config.norm_epsilon)
+        queries, keys, values = (
+            np.einsum("sd,dhk->shk", y, block[name]["kernel"]) + block[name]["bias"]
+            for name in ("query", "key", "value")
+        )
+        x = (
+            x
+            + np.einsum("shk,hkd->sd", attention(queries, keys, values), block["out"]["kernel"])
+            + block["out"]["bias"]
+        )
+        y = layer_norm(x, block["mlp_norm"], config.norm_epsilon)
+        x = x + linear(gelu(linear(y, block["mlp"]["up"])), block["mlp"]["down"])
+    return layer_norm(x, p["norm"], config.norm_epsilon)
+
+
+def pixel_shuffle(grid, r):
+    """[h, w, D] -> [h/r, w/r, r*r*D]."""
+    height, width, _ = grid.shape
+    return np.array(
+        [
+            [
+                np.concatenate([grid[y * r + dy, x * r + dx] for dy in range(r) for dx in range(r)])
+                for x in range(width // r)
+            ]
+            for y in range(height // r)
+        ]
+    )
+
+
+def mlp_adapter(p, config, features, grid):
+    """[P, D] -> [N, W]."""
+    x = pixel_shuffle(features.reshape(*grid, -1), config.pixel_shuffle)
+    x = x.reshape(-1, x.shape[-1])
+    for i in range(config.layers):
+        x = linear(x if i == 0 else gelu(x), p[f"layer_{i}"])
+    return x
+
+
+def vlm(p, config, batch):
+    """Logits [S, V] of row 0 of a batch."""
+    x = p["decoder"]["embedding"][np.asarray(batch.tokens)[0]].copy()
+    if batch.images is not None:
+        e = config.encoder
+        visual = [
+            mlp_adapter(p["adapter"], config.adapter, vit(p["encoder"], e, (im / 255 - e.mean) / e.std), e.grid)
+            for im in np.asarray(batch.images, np.float64)[0]
+        ]
+        index = np.asarray(batch.visual_index)[0]
+        x[index >= 0] = np.concatenate(visual)[index[index >= 0]]
+    hidden = decoder(p["decoder"], config.decoder, x, np.asarray(batch.positions)[0], batch)
+    return unembed(p["decoder"], config.decoder, hidden)
+
+
+def take(tree, index):
+    """Layer `index` of scanned parameters."""
+    return {k: take(v, index) if isinstance(v, dict) else v[index] for k, v in tree.items()}
