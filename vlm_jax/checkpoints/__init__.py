@@ -1,6 +1,6 @@
 """Self-contained checkpoints, and parameters handed from stage to stage."""
 
-from vlm_jax.checkpoints.handoff import abstract_params, initialise_missing, load_params, step_directory
+from vlm_jax.checkpoints.handoff import abstract_params, initialise_missing, load_params, logical_axes, step_directory
 from vlm_jax.checkpoints.manager import CheckpointManager, Snapshot, read_step_files
 
 __all__ = [
@@ -9,6 +9,7 @@ __all__ = [
     "abstract_params",
     "initialise_missing",
     "load_params",
+    "logical_axes",
     "read_step_files",
     "step_directory",
 ]

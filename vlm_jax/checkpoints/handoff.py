@@ -35,6 +35,13 @@ def abstract_params(model: VLM, mesh: Mesh | None = None) -> dict[str, Any]:
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
 
 
+def logical_axes(model: VLM) -> dict[str, tuple[str | None, ...]]:
+    """Logical axes of every parameter, by name."""
+    boxed = jax.eval_shape(model.init, jax.random.key(0), _example_batch(model))["params"]
+    specs = traverse_util.flatten_dict(nn.get_partition_spec(boxed), sep="/")
+    return {name: tuple(spec) for name, spec in specs.items()}
+
+
 def initialise_missing(model: VLM, mesh: Mesh, seed: int, loaded: PyTree | None = None) -> dict[str, Any]:
     """Every parameter: those loaded as they are, the others drawn under jit, each straight into its sharding.
 

@@ -35,6 +35,8 @@ class DecoderConfig:
     rope_base: float = 10_000.0
     norm_epsilon: float = 1e-5
     tied_embeddings: bool = True
+    embedding_scale: float = 1.0
+    """Multiplies token embeddings on their way in; Gemma takes sqrt(width) (Gemma Team 2024)."""
     pattern: tuple[SelfAttentionBlock, ...] = (SelfAttentionBlock(),)
     attention_kernel: AttentionKernel = "xla"
     remat: RematPolicy = "none"
@@ -178,7 +180,7 @@ class Decoder(nn.Module):
 
     def embed(self, tokens: Int[Array, "B S"]) -> Float[Array, "B S D"]:
         """Token ids -> their embeddings, in the compute dtype."""
-        x = self.embedding.astype(self.precision.compute)[tokens]
+        x = self.embedding.astype(self.precision.compute)[tokens] * self.config.embedding_scale
         return nn.with_logical_constraint(x, ("batch", "length", "act_embed"))
 
     def __call__(

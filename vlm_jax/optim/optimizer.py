@@ -9,6 +9,7 @@ import optax
 from flax import traverse_util
 
 from vlm_jax.errors import UserError
+from vlm_jax.optim.muon import Axes, dimension_numbers
 from vlm_jax.optim.table import Rule
 
 
@@ -55,7 +56,9 @@ class OptimizerConfig:
     table: tuple[Rule, ...] = (Rule(".*"),)
 
 
-def build_optimizer(config: OptimizerConfig, rules: Mapping[str, Rule], steps: int) -> optax.GradientTransformation:
+def build_optimizer(
+    config: OptimizerConfig, rules: Mapping[str, Rule], steps: int, axes: Mapping[str, Axes] | None = None
+) -> optax.GradientTransformation:
     """The chain for the trained parameters of one stage.
 
     Weight decay is decoupled and multiplied by the learning rate, so "adam" with decay in the table is AdamW.
@@ -64,6 +67,7 @@ def build_optimizer(config: OptimizerConfig, rules: Mapping[str, Rule], steps: i
         config: of the stage.
         rules: the rule of every parameter (`table.assign_rules`).
         steps: length of the stage, for the schedule.
+        axes: logical axes of every parameter by name; muon needs them to tell inputs from outputs.
 
     Raises:
         UserError: if optax has no such optimiser or it does not take the arguments.
@@ -73,8 +77,9 @@ def build_optimizer(config: OptimizerConfig, rules: Mapping[str, Rule], steps: i
         raise UserError(
             f"optimizer.name: optax has no optimiser {config.name!r}; try adam, lion, adafactor, sgd or muon"
         )
+    extra = {"muon_weight_dimension_numbers": dimension_numbers(axes)} if axes and config.name == "muon" else {}
     try:
-        direction = make(learning_rate=1.0, **config.arguments)
+        direction = make(learning_rate=1.0, **config.arguments, **extra)
     except TypeError as error:
         raise UserError(f"optimizer.arguments: optax.{config.name} does not take them: {error}") from None
     rate = config.schedule.build(steps)

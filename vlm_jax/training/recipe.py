@@ -16,7 +16,14 @@ from data_pipelines.loader import make_loader
 from data_pipelines.quarantine import Quarantine
 from data_pipelines.template import Processor
 from vlm_jax.batch import Batch
-from vlm_jax.checkpoints import CheckpointManager, abstract_params, initialise_missing, load_params, step_directory
+from vlm_jax.checkpoints import (
+    CheckpointManager,
+    abstract_params,
+    initialise_missing,
+    load_params,
+    logical_axes,
+    step_directory,
+)
 from vlm_jax.checkpoints.files import read_files
 from vlm_jax.config import Experiment, Stage
 from vlm_jax.losses.next_token import next_token_objective
@@ -102,7 +109,7 @@ def train_stage(run: Run, index: int, stage: Stage, previous: Mapping[str, Any] 
     try:
         abstract = abstract_params(run.model, run.mesh)
         rules = assign_rules(stage.optimizer.table, abstract)
-        optimizer = build_optimizer(stage.optimizer, rules, stage.steps)
+        optimizer = build_optimizer(stage.optimizer, rules, stage.steps, logical_axes(run.model))
         done = manager.latest_step()
         if done is None:
             params = starting_params(run, stage, previous)
