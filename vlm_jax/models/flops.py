@@ -1,0 +1,52 @@
+"""Model FLOPs by formula: what a forward pass has to compute, whatever the compiler makes of it."""
+
+import itertools
+
+from vlm_jax.models.vit import ConvStem, ViTConfig
+from vlm_jax.models.vlm import VLMConfig
+
+
+def decoder_flops(config: VLMConfig, length: int) -> float:
+    """Forward FLOPs of one token in a row of `length` positions, logits included.
+
+    Two for each weight of a matrix product, and 4 * heads * head_size * length a layer for attention, as in Chowdhery
+    et al. 2022 (PaLM), appendix B; embedding look-ups cost nothing.
+    """
+    c = config.decoder
+    attention = c.width * c.head_size * (2 * c.heads + 2 * c.key_value_heads)
+    weights = c.layers * (attention + 3 * c.width * c.mlp_width) + c.width * c.vocabulary_size
+    return 2.0 * weights + 4.0 * c.layers * c.heads * c.head_size * length
+
+
+def encoder_flops(config: VLMConfig) -> float:
+    """Forward FLOPs of one picture: stem, blocks and adapter; 0 for a text-only model."""
+    if config.encoder is None or config.adapter is None:
+        return 0.0
+    c = config.encoder
+    block = 2.0 * (4 * c.width**2 + 2 * c.width * c.mlp_width) + 4.0 * c.width * c.patches
+    return _stem_flops(c) + c.patches * c.layers * block + _adapter_flops(config)
+
+
+def _stem_flops(c: ViTConfig) -> float:
+    if not isinstance(c.stem, ConvStem):
+        return 2.0 * c.patches * c.stem.patch**2 * 3 * c.width
+    total, inputs, pixels = 0.0, 3, c.image_size[0] * c.image_size[1]
+    for outputs, stride in zip(c.stem.channels, c.stem.strides, strict=True):
+        pixels //= stride**2
+        total += 2.0 * pixels * 9 * inputs * outputs
+        inputs = outputs
+    return total + 2.0 * pixels * inputs * c.width
+
+
+def _adapter_flops(config: VLMConfig) -> float:
+    assert config.encoder is not None
+    assert config.adapter is not None
+    c, width = config.adapter, config.decoder.width
+    hidden = c.hidden or width
+    sizes = [config.encoder.width * c.pixel_shuffle**2, *[hidden] * (c.layers - 1), width]
+    return 2.0 * config.prompt_tokens * sum(a * b for a, b in itertools.pairwise(sizes))
+
+
+def training_flops(config: VLMConfig, rows: int, length: int, images: int) -> float:
+    """FLOPs of one training step over all positions and image slots: three times the forward pass; all of it trains."""
+    return 3.0 * rows * (length * decoder_flops(config, length) + images * encoder_flops(config))
