@@ -261,11 +261,23 @@ def test_nothing_to_report_is_the_users_error(tmp_path):
         ("config.json", '{"name": "of the future", "stages": {}, "new": 1}', "another version of the code"),
     ],
 )
-def test_damage_is_said_and_the_rest_is_shown(workdir, name, content, said):
+def test_damage_is_noted(workdir, name, content, said):
     (workdir / name).write_text(content, encoding="utf-8")
+    assert said in " ".join(read_contents(workdir).notes)
+
+
+def test_damage_is_said_and_the_rest_is_shown(workdir):
+    (workdir / "config.json").write_text('{"name": "of the future", "stages": {}, "new": 1}', encoding="utf-8")
+    (workdir / "predictions" / "easy_vqa_ru.jsonl").write_text("{", encoding="utf-8")
+    (workdir / "metrics.jsonl").write_text('{"stage": "instruct", "step": 20, "loss": NaN}\n[1]\n', encoding="utf-8")
     words = Page(report_of(workdir)).words
-    assert said in words
-    assert "the PNG is truncated" in words or name == "quarantine.jsonl"
+    assert "another version of the code" in words
+    assert "easy_vqa_ru.jsonl: line 1 is damaged" in words
+    assert "metrics.jsonl: 1 damaged line is left out" in words
+    assert "of the future" in words
+    assert "the PNG is truncated" in words
+    assert "easy_vqa_ru exact match" in words
+    assert "instruct 20" in words
 
 
 def test_damaged_metrics_line_leaves_the_others(workdir):
@@ -274,6 +286,15 @@ def test_damaged_metrics_line_leaves_the_others(workdir):
     contents = read_contents(workdir)
     assert [line["step"] for line in contents.lines] == [5, 10, 15, 20] * 2
     assert contents.lines[6]["loss"] == 0.125  # done again by a resumed run
+
+
+def test_lost_quarantine_is_not_taken_for_an_empty_one(workdir):
+    (workdir / "quarantine.jsonl").unlink()
+    with (workdir / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(metrics_line("instruct", 20, 20, quarantined={"easy_vqa": 3})) + "\n")
+    words = Page(report_of(workdir)).words
+    assert "Training left out 3" in words
+    assert "could be used" not in words
 
 
 def test_stage_figures_are_differences_of_running_totals(finished):

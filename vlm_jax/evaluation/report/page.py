@@ -73,6 +73,7 @@ def _render(contents: Contents) -> str:
         throughput=throughput_plots(contents.lines),
         stages=stages,
         quarantine=_quarantine(contents),
+        met_in_training=_met_in_training(contents),
         listed_records=_LISTED_RECORDS,
         config=None if contents.config is None else json.dumps(contents.config, indent=2, ensure_ascii=False),
         versions=_versions(),
@@ -188,6 +189,12 @@ def _quarantine(contents: Contents) -> list[tuple[str, str, int, str]]:
         groups[str(record["source"]), reason].append(str(record["id"]))
     ranked = sorted(groups.items(), key=lambda item: (-len(item[1]), item[0]))
     return [(source, reason, len(ids), ids[0]) for (source, reason), ids in ranked]
+
+
+def _met_in_training(contents: Contents) -> int:
+    """Unusable records as the last line of metrics.jsonl counts them."""
+    counted = contents.lines[-1].get("quarantined") if contents.lines else None
+    return sum(counted.values()) if isinstance(counted, dict) else 0
 
 
 def _versions() -> list[tuple[str, str]]:

@@ -20,6 +20,9 @@ _POINTS = 400
 _LOG_RATIO = 12
 """From this ratio of largest to smallest value the axis is logarithmic."""
 
+_ROUND = (1, 2, 2.5, 5, 10)
+"""Ticks stand at multiples of these."""
+
 # Colours that cannot occur otherwise; the page's style sheet says what they are.
 _INK, _SOFT, _LINE, _PAPER = "#010203", "#010204", "#010205", "#010206"
 _SERIES = tuple(f"#0102{16 + i:02x}" for i in range(6))
@@ -113,9 +116,10 @@ def _drawn(lines: Sequence[Line], wanted: Sequence[tuple[str, list[Curve], str, 
 
 def draw(lines: Sequence[Line], curves: Sequence[Curve], scale: str) -> Figure:
     """One plot over the steps of the whole run, with the stages' names above and borders between them."""
-    figure = Figure(figsize=(5.2, 2.45), layout="constrained")
+    figure = Figure(figsize=(5.2, 2.45))
     figure.patch.set_alpha(0)
-    axes = figure.add_subplot()
+    # Fixed margins, so that the axes of neighbouring plots stand in line.
+    axes = figure.add_axes((0.12, 0.19, 0.87, 0.69))
     draw_curves(axes, lines, curves, _SERIES)
     _set_scale(axes, scale)
     draw_stages(axes, lines, _SOFT, _LINE)
@@ -140,8 +144,8 @@ def draw_stages(axes: Axes, lines: Sequence[Line], ink: str, border: str) -> Non
     axes.grid(axis="y", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.tick_params(which="both", length=0)
-    axes.margins(x=0.01)
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axes.set_xlim(0, max(end for _, end in _spans(lines).values()) * 1.01)
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=_ROUND))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     axes.set_xlabel("step")
     spans = _spans(lines)
@@ -165,7 +169,7 @@ def _set_scale(axes: Axes, scale: str) -> None:
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.yaxis.set_minor_formatter(NullFormatter())
         return
-    axes.yaxis.set_major_locator(MaxNLocator(5))
+    axes.yaxis.set_major_locator(MaxNLocator(5, steps=_ROUND))
     if scale in ("count", "from_0", "plain", "log"):
         axes.set_ylim(bottom=0)
     if scale == "share":

@@ -73,7 +73,7 @@ def _six(contents: Contents) -> list[Card]:
 
 def _draw(contents: Contents, cards: Sequence[Card]) -> np.ndarray:
     with matplotlib.rc_context({"font.size": 9.0, "axes.edgecolor": _LINE, "text.color": _INK}):
-        upper, lower = 2.7 * bool(contents.lines), 2.25 * bool(cards)
+        upper, lower = 2.7 * bool(contents.lines), 2.35 * bool(cards)
         height = upper + lower
         figure = Figure(figsize=(_WIDTH, height), dpi=_DOTS_PER_INCH)
         if upper:
@@ -82,7 +82,7 @@ def _draw(contents: Contents, cards: Sequence[Card]) -> np.ndarray:
             _curves([figure.add_subplot(grid[0, i]) for i in range(2)], contents)
         if lower:
             # Squares, with room for text below.
-            grid = figure.add_gridspec(1, _PICTURES, left=0.02, right=0.98, bottom=0.7 / height, top=lower / height)
+            grid = figure.add_gridspec(1, _PICTURES, left=0.02, right=0.98, bottom=0.8 / height, top=lower / height)
             _strip([figure.add_subplot(grid[0, i]) for i in range(_PICTURES)], cards)
         canvas = FigureCanvasAgg(figure)
         canvas.draw()
@@ -114,11 +114,11 @@ def _strip(axes: Sequence[Axes], cards: Sequence[Card]) -> None:
         if card.picture:
             place.imshow(_pixels(card.picture), interpolation="nearest")
         right = card.verdict == "right"
-        question = "\n".join(textwrap.wrap(card.answer.question, 25, max_lines=2, placeholder=" …"))
+        question = "\n".join(textwrap.wrap(card.answer.question, 25, max_lines=3, placeholder=" …"))
         answer = f"{'✓' if right else '✗'} {textwrap.shorten(card.answer.prediction, 22, placeholder=' …')}"
         colour = _RIGHT if right else _WRONG
         _below(place, -0.05, question, fontsize=7.5)
-        _below(place, -0.3, answer, fontsize=10, fontweight="bold", color=colour)
+        _below(place, -0.38, answer, fontsize=10, fontweight="bold", color=colour)
 
 
 def _below(place: Axes, y: float, text: str, **style: Any) -> None:
