@@ -1,6 +1,14 @@
 """Self-contained checkpoints, and parameters handed from stage to stage."""
 
-from vlm_jax.checkpoints.handoff import abstract_params, initialise_missing, load_params, logical_axes, step_directory
+from vlm_jax.checkpoints.handoff import (
+    abstract_params,
+    initialise_missing,
+    keep_masters,
+    load_params,
+    logical_axes,
+    step_directory,
+    widen,
+)
 from vlm_jax.checkpoints.manager import CheckpointManager, Snapshot, read_step_files
 
 __all__ = [
@@ -8,8 +16,10 @@ __all__ = [
     "Snapshot",
     "abstract_params",
     "initialise_missing",
+    "keep_masters",
     "load_params",
     "logical_axes",
     "read_step_files",
     "step_directory",
+    "widen",
 ]

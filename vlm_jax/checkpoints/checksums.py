@@ -41,10 +41,13 @@ _checksums = jax.jit(lambda tree: jax.tree.map(checksum, tree))
 
 
 def tree_checksums(tree: PyTree) -> dict[str, str]:
-    """{leaf's path: 16 hexadecimal digits} of every array of a tree."""
-    sums = jax.device_get(_checksums(tree))
-    flat = jax.tree_util.tree_flatten_with_path(sums)[0]
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): f"{s[0]:08x}{s[1]:08x}" for path, s in flat}
+    """{leaf's path: "dtype:16 hexadecimal digits"} of every array of a tree."""
+    sums = jax.tree.leaves(jax.device_get(_checksums(tree)))
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): f"{leaf.dtype}:{a:08x}{b:08x}"
+        for (path, leaf), (a, b) in zip(leaves, sums, strict=True)
+    }
 
 
 def damaged_leaves(tree: PyTree, expected: Mapping[str, Any]) -> list[str]:

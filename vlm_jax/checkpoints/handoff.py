@@ -2,6 +2,7 @@
 
 import functools
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -89,7 +90,9 @@ def step_directory(reference: str) -> epath.Path:
 
 
 def load_params(where: epath.Path, abstract: PyTree) -> dict[str, Any]:
-    """Parameters of a step directory, into the given shapes, dtypes and shardings; checksums are verified.
+    """Parameters of a step directory, into the given shapes and shardings; checksums are verified.
+
+    Parameters that were frozen when they were saved come back in the dtype in which they were kept.
 
     Raises:
         UserError: if a file is damaged or the checkpoint is of another model.
@@ -103,9 +106,10 @@ def load_params(where: epath.Path, abstract: PyTree) -> dict[str, Any]:
             f"{where}: a checkpoint of another model ({stranger} is in only one of the two); use the experiment it was "
             "trained with"
         )
+    kept = jax.tree_util.tree_map_with_path(lambda path, x: _as_kept(expected, path, x), abstract)
     try:
         with ocp.StandardCheckpointer() as checkpointer:
-            params = checkpointer.restore(where / "params", abstract)
+            params = checkpointer.restore(where / "params", kept)
     except Exception as error:
         first = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         if "shape" in first.lower():
@@ -115,3 +119,38 @@ def load_params(where: epath.Path, abstract: PyTree) -> dict[str, Any]:
         raise damaged(where, first) from error
     verify(where, {"params": params}, expected)
     return params
+
+
+def _as_kept(expected: Mapping[str, str], path: Any, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    name = jax.tree_util.keystr(path, simple=True, separator="/")
+    return jax.ShapeDtypeStruct(leaf.shape, expected[f"params/{name}"].split(":")[0], sharding=leaf.sharding)
+
+
+def keep_masters(directory: epath.Path, frozen: PyTree) -> None:
+    """Writes parameters that a stage will hold in a narrower dtype, so that a later stage can train them in full.
+
+    Args:
+        directory: WORKDIR/masters/STAGE; if it is there, it is whole and nothing is written.
+        frozen: a nested dictionary in the dtype that parameters are kept in.
+    """
+    if not directory.exists():
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(directory, frozen)
+
+
+def widen(params: PyTree, abstract: PyTree, masters: epath.Path) -> dict[str, Any]:
+    """Parameters in the dtype that they are kept in: those a stage narrowed are read back from its masters.
+
+    Args:
+        params: all parameters at the end of a stage.
+        abstract: their full dtypes and shardings.
+        masters: WORKDIR/masters/STAGE of that stage; without it narrowed parameters are only cast.
+    """
+    full = traverse_util.flatten_dict(abstract, sep="/")
+    have = traverse_util.flatten_dict(dict(params), sep="/")
+    narrow = {name: full[name] for name, leaf in have.items() if leaf.dtype != full[name].dtype}
+    if narrow and masters.exists():
+        with ocp.StandardCheckpointer() as checkpointer:
+            kept = checkpointer.restore(masters, traverse_util.unflatten_dict(narrow, sep="/"))
+        have |= traverse_util.flatten_dict(kept, sep="/")
+    return traverse_util.unflatten_dict({name: x.astype(full[name].dtype) for name, x in have.items()}, sep="/")

@@ -20,15 +20,17 @@ from vlm_jax.checkpoints import (
     CheckpointManager,
     abstract_params,
     initialise_missing,
+    keep_masters,
     load_params,
     logical_axes,
     step_directory,
+    widen,
 )
 from vlm_jax.checkpoints.files import read_files
 from vlm_jax.config import Experiment, Stage
 from vlm_jax.losses.next_token import next_token_objective
 from vlm_jax.models.vlm import VLM
-from vlm_jax.optim import assign_rules, build_optimizer, split
+from vlm_jax.optim import Rule, assign_rules, build_optimizer, split
 from vlm_jax.parallel import batch_sharding, build_mesh, use_mesh
 from vlm_jax.serialise import to_json
 from vlm_jax.training.displays import ProgressDisplay, TensorBoard
@@ -112,7 +114,8 @@ def train_stage(run: Run, index: int, stage: Stage, previous: Mapping[str, Any] 
         optimizer = build_optimizer(stage.optimizer, rules, stage.steps, logical_axes(run.model))
         done = manager.latest_step()
         if done is None:
-            params = starting_params(run, stage, previous)
+            params = starting_params(run, index, abstract, previous)
+            keep_frozen_masters(run, index, params, rules, abstract)
             state = create_state(params, rules, optimizer, run.experiment.model.precision.compute, run.mesh)
             done = 0
         else:
@@ -175,17 +178,36 @@ def build_objective(run: Run, stage: Stage, sources: int) -> Objective:
     return lambda params, part: next_token_objective(run.model.apply, params, part, sources, chunk)
 
 
-def starting_params(run: Run, stage: Stage, previous: Mapping[str, Any] | None) -> Mapping[str, Any]:
-    """Parameters before the stage's first step: handed over, loaded, or drawn."""
+def starting_params(run: Run, index: int, abstract: Any, previous: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """Parameters before a stage's first step, in full precision: handed over, loaded, or drawn."""
+    stage = run.experiment.stages[index]
     if stage.start_from == "previous" and previous is not None:
         log.info("stage %s: starts from the stage before", stage.name)
-        return previous
+        return widen(previous, abstract, masters_directory(run, run.experiment.stages[index - 1]))
     if stage.start_from in ("previous", "scratch"):
         log.info("stage %s: starts from random parameters", stage.name)
         return initialise_missing(run.model, run.mesh, run.experiment.seed)
     where = step_directory(stage.start_from)
     log.info("stage %s: starts from %s", stage.name, where)
-    return load_params(where, abstract_params(run.model, run.mesh))
+    return widen(load_params(where, abstract), abstract, where.parents[2] / "masters" / where.parent.name)
+
+
+def keep_frozen_masters(
+    run: Run, index: int, params: Mapping[str, Any], rules: Mapping[str, Rule], abstract: Any
+) -> None:
+    """Writes down in full precision what this stage freezes in the compute dtype and a later stage trains."""
+    precision, later = run.experiment.model.precision, run.experiment.stages[index + 1 :]
+    if precision.compute == precision.parameters:
+        return
+    tables = [assign_rules(stage.optimizer.table, abstract) for stage in later]
+    frozen = split(params, rules)[1]
+    if any(table[name].rate for table in tables for name, rule in rules.items() if not rule.rate):
+        keep_masters(masters_directory(run, run.experiment.stages[index]), frozen)
+
+
+def masters_directory(run: Run, stage: Stage) -> epath.Path:
+    """WORKDIR/masters/STAGE."""
+    return run.workdir / "masters" / stage.name
 
 
 def restore_state(
