@@ -1,10 +1,15 @@
 """Options and paths that all tests share."""
 
+import os
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+
+# Compiling is most of the tests' time, and many tests and their subprocesses compile the same programs.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".pytest_cache" / "jax"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
