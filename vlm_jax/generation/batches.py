@@ -21,8 +21,13 @@ def length_bucket(length: int) -> int:
 
 
 def power_bucket(count: int) -> int:
-    """The next power of two: for rows, image slots and new tokens. 0 -> 0, 1 -> 1, 5 -> 8."""
+    """The next power of two: for rows and image slots. 0 -> 0, 1 -> 1, 5 -> 8."""
     return 1 << (count - 1).bit_length() if count else 0
+
+
+def capacity_bucket(max_new_tokens: int) -> int:
+    """Room for new tokens in the cache: a power of two, at least 8, so that tasks with short answers share programs."""
+    return max(8, power_bucket(max_new_tokens))
 
 
 def prompt_batch(

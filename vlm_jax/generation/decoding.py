@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt8
 
 from vlm_jax.batch import Batch
@@ -27,6 +28,14 @@ class Limits(NamedTuple):
     vocabulary_size: int
     """The tokenizer's; the model may have more embeddings than the tokenizer has tokens."""
     max_new_tokens: int
+
+
+class Draws(NamedTuple):
+    """Where a batch's random numbers come from."""
+
+    seed: int
+    numbers: Int[np.ndarray, " B"]
+    """Each row's prompt by its place among all prompts: what a row draws does not depend on the rows beside it."""
 
 
 @jax.tree_util.register_dataclass
@@ -53,6 +62,12 @@ def encode(config: VLMConfig, params: Params, images: UInt8[Array, "N H W 3"]) -
     return features
 
 
+@jax.jit
+def gather(table: Float[Array, "M P D"], entries: Int[Array, "B I"]) -> Float[Array, "B I P D"]:
+    """Features of each image slot, from a table of encoded pictures."""
+    return table[entries]
+
+
 def _choose(
     config: VLMConfig, sampler: Sampler, params: Params, hidden: Array, keys: Array, count: Array, limits: Limits
 ) -> Int[Array, " B"]:
@@ -62,9 +77,10 @@ def _choose(
 
 
 def _start(
-    config: VLMConfig, sampler: Sampler, capacity: int, params: Params, batch: Batch, keys: Array, limits: Limits
+    config: VLMConfig, sampler: Sampler, capacity: int, params: Params, batch: Batch, draws: Draws, limits: Limits
 ) -> Decoding:
     real = batch.segment_ids != 0
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(draws.seed), draws.numbers)
     length = batch.tokens.shape[1] + capacity
     filled: Any = VLM(config).apply({"params": params}, batch, length, method="prefill")
     hidden, cache = filled
@@ -98,7 +114,7 @@ advance = jax.jit(_advance, static_argnums=(0, 1), donate_argnums=3)
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def decode(
-    config: VLMConfig, sampler: Sampler, capacity: int, params: Params, batch: Batch, keys: Array, limits: Limits
+    config: VLMConfig, sampler: Sampler, capacity: int, params: Params, batch: Batch, draws: Draws, limits: Limits
 ) -> Int[Array, "B capacity"]:
     """Prefills prompts and decodes until every row has ended or has `limits.max_new_tokens` tokens.
 
@@ -108,13 +124,13 @@ def decode(
         capacity: room for new tokens, at least `limits.max_new_tokens`.
         params: of the model.
         batch: one prompt a row, padded at the end; with `features` if it has pictures.
-        keys: one random key a row.
+        draws: seed and row numbers.
         limits: when to stop.
 
     Returns:
         The new tokens of each row, the end token last if it came, then pad tokens.
     """
-    first = _start(config, sampler, capacity, params, batch, keys, limits)
+    first = _start(config, sampler, capacity, params, batch, draws, limits)
     out = jnp.full((batch.tokens.shape[0], capacity), limits.pad_id, jnp.int32).at[:, 0].set(first.token)
 
     def unfinished(state: tuple[Decoding, Array]) -> Array:

@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -14,7 +13,7 @@ from data_pipelines.template import Processor, Rendered
 from vlm_jax.batch import Batch
 from vlm_jax.errors import UserError
 from vlm_jax.generation import decoding
-from vlm_jax.generation.batches import length_bucket, power_bucket, prompt_batch
+from vlm_jax.generation.batches import capacity_bucket, length_bucket, power_bucket, prompt_batch
 from vlm_jax.generation.samplers import Sampler
 from vlm_jax.models.vlm import VLMConfig
 
@@ -81,6 +80,7 @@ class Engine:
             BadImage: if a picture cannot be decoded.
         """
         _check_length(max_new_tokens)
+        limits = self._limits(max_new_tokens)
         rendered = [self.render(prompt) for prompt in prompts]
         answers = [""] * len(prompts)
         done = 0
@@ -95,11 +95,8 @@ class Engine:
                 progress(done, len(prompts))
 
         for numbers, batch in self._batches(rendered):
-            keys = _row_keys(seed, numbers, batch.tokens.shape[0])
-            capacity = power_bucket(max_new_tokens)
-            tokens = decoding.decode(
-                self.config, sampler, capacity, self.params, batch, keys, self._limits(max_new_tokens)
-            )
+            draws, capacity = _draws(seed, numbers, batch), capacity_bucket(max_new_tokens)
+            tokens = decoding.decode(self.config, sampler, capacity, self.params, batch, draws, limits)
             # The device works on this batch while the host reads the one before and prepares the next.
             if waiting is not None:
                 collect(*waiting)
@@ -117,8 +114,8 @@ class Engine:
         """
         _check_length(max_new_tokens)
         ((_, batch),) = self._batches([self.render(prompt)])
-        limits, keys = self._limits(max_new_tokens), _row_keys(seed, [0], batch.tokens.shape[0])
-        now = decoding.start(self.config, sampler, power_bucket(max_new_tokens), self.params, batch, keys, limits)
+        limits, draws = self._limits(max_new_tokens), _draws(seed, [0], batch)
+        now = decoding.start(self.config, sampler, capacity_bucket(max_new_tokens), self.params, batch, draws, limits)
         tokens: list[int] = []
         told = ""
         while True:
@@ -170,7 +167,7 @@ class Engine:
                 pad_id, prompt_tokens = self.processor.tokenizer.pad_id, self.config.prompt_tokens
                 batch, entries = prompt_batch(chosen, slots, rows, length, pad_id, prompt_tokens)
                 if features is not None and entries.size:
-                    batch = dataclasses.replace(batch, features=features[entries])
+                    batch = dataclasses.replace(batch, features=decoding.gather(features, entries))
                 yield part, batch
 
     def _encode(self, images: Sequence[Image]) -> Float[Array, "M P D"] | None:
@@ -220,10 +217,10 @@ def _parts(numbers: Sequence[int], prompts: Sequence[Rendered], rows: int) -> It
         yield part
 
 
-def _row_keys(seed: int, numbers: Sequence[int], rows: int) -> Array:
-    padded = np.zeros(rows, np.uint32)
+def _draws(seed: int, numbers: Sequence[int], batch: Batch) -> decoding.Draws:
+    padded = np.zeros(batch.tokens.shape[0], np.int32)
     padded[: len(numbers)] = numbers
-    return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), padded)
+    return decoding.Draws(seed, padded)
 
 
 def _check_length(max_new_tokens: int) -> None:

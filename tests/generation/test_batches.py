@@ -1,0 +1,38 @@
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vlm_jax.generation.batches import capacity_bucket, length_bucket, power_bucket, prompt_batch
+
+
+def test_the_buckets_of_the_docstrings():
+    assert [length_bucket(n) for n in (1, 8, 33, 64, 65, 129, 1000)] == [8, 8, 40, 64, 72, 144, 1024]
+    assert [power_bucket(n) for n in (0, 1, 2, 5, 8)] == [0, 1, 2, 8, 8]
+    assert [capacity_bucket(n) for n in (1, 8, 9)] == [8, 8, 16]
+
+
+@given(st.integers(1, 100_000))
+def test_a_bucket_holds_its_length_with_little_to_spare(n):
+    bucket = length_bucket(n)
+    assert n <= bucket < n + max(8, n / 8 + 1)
+    assert length_bucket(bucket) == bucket
+    assert length_bucket(n + 1) >= bucket
+
+
+def test_buckets_are_few():
+    assert len({length_bucket(n) for n in range(1, 4097)}) <= 8 + 6 * 8
+
+
+def test_prompts_stand_left_and_slots_name_their_pictures(mu, prompts):
+    rendered = [mu.processor.render(prompts[i], open_turn="assistant") for i in (0, 1, 2)]
+    batch, entries = prompt_batch(rendered, [[5], [], [7, 5]], 4, 72, mu.tokenizer.pad_id, mu.config.prompt_tokens)
+    for row, prompt in enumerate(rendered):
+        np.testing.assert_array_equal(batch.tokens[row, : prompt.length], prompt.tokens)
+        assert not batch.segment_ids[row, prompt.length :].any()
+        np.testing.assert_array_equal(batch.visual_index[row, : prompt.length], prompt.visual_index)
+    assert not batch.segment_ids[3].any()
+    assert entries.tolist() == [[5, 0], [0, 0], [7, 5], [0, 0]]
+    assert batch.image_ids.tolist() == [[1, 0], [0, 0], [1, 2], [0, 0]]
+    text_only, entries = prompt_batch(rendered[1:2], [[]], 1, 72, 0, mu.config.prompt_tokens)
+    assert text_only.visual_index is None
+    assert entries.shape == (1, 0)
