@@ -75,6 +75,8 @@ class CheckpointHook:
         leave = self._leaving.requested
         if not (event.step % self._every == 0 or event.last or leave):
             return
+        if leave:  # else the steps since the last line would be in no line, and in no total
+            self._recorder.write(event)
         self._recorder.settle()
         state = event.state
         self._manager.save(event.step, state.params, state.optimizer, event.data_state(), self._files)

@@ -55,8 +55,7 @@ class Recorder:
         """Takes note of a step; writes a line if one is due."""
         self._pending.append((event.step, event.metrics, event.info))
         if event.last or event.extras or any(event.step % every == 0 for every in self._every):
-            self.settle()
-            self._write(event)
+            self.write(event)
 
     def settle(self) -> None:
         """Waits for the steps so far and makes sure that all their numbers are finite.
@@ -87,7 +86,9 @@ class Recorder:
             f"batch's examples are listed in {path}; look at them or lower the learning rate, then run again"
         )
 
-    def _write(self, event: Event) -> None:
+    def write(self, event: Event) -> None:
+        """Writes a line over all steps since the last one, if there are any; raises like `settle`."""
+        self.settle()
         if not self._settled:
             return
         sums = {key: np.sum([values[key] for values in self._settled], axis=0) for key in self._settled[0]}
@@ -164,7 +165,7 @@ def read_metrics(path: epath.Path) -> list[Line]:
     if not path.exists():
         return []
     lines: list[Line] = []
-    for text in path.read_text().splitlines():
+    for text in path.read_bytes().split(b"\n"):
         try:
             lines.append(json.loads(text))
         except ValueError:
