@@ -114,7 +114,7 @@ def vit(p, config, pixels):
     else:
         x = pixels
         for i, stride in enumerate(config.stem.strides):
-            x = np.maximum(conv(x, stem[f"conv_{i}"], stride), 0)
+            x = gelu(conv(x, stem[f"conv_{i}"], stride))
         x = linear(x, stem["out"])
     x = (x + p["positions"]).reshape(-1, config.width)
     for layer in range(config.layers):

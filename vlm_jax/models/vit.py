@@ -27,7 +27,7 @@ class PatchStem:
 
 @dataclasses.dataclass(frozen=True)
 class ConvStem:
-    """3x3 convolutions with ReLU, then a 1x1 map to the width (Xiao et al. 2021, "Early convolutions")."""
+    """3x3 convolutions with GELU, then a 1x1 map to the width (after Xiao et al. 2021, who have ReLU)."""
 
     channels: tuple[int, ...] = (32, 64, 128)
     strides: tuple[int, ...] = (2, 2, 2)
@@ -103,7 +103,7 @@ class Stem(nn.Module):
             return map_patch(squares)
         x = pixels
         for i, (channels, stride) in enumerate(zip(stem.channels, stem.strides, strict=True)):
-            x = nn.relu(Conv(channels, stride, self.precision, name=f"conv_{i}")(x))
+            x = nn.gelu(Conv(channels, stride, self.precision, name=f"conv_{i}")(x))
         return dense(x.shape[-1], width, ("conv_in", "embed"), self.precision, bias=True, name="out")(x)
 
 
