@@ -1,9 +1,9 @@
 """A small VLM from scratch, in two languages, in minutes on two cores: captions first, then questions.
 
 The data are easy-VQA (pictures of one coloured shape, with questions) and its Russian twin by a fixed grammar table.
-Colour is learned in one epoch and shape late, so the picture side gets its lesson from short captions that name both, at
-many pictures a second; the questions then teach what is asked, and the encoder moves at a tenth of the rate, which keeps
-what it has learned.
+Colour is learned in one epoch and shape late, so the picture side gets its lesson from short captions that name both,
+at many pictures a second; the questions then teach what is asked, and the encoder moves at a tenth of the rate, which
+keeps what it has learned.
 """
 
 from data_pipelines.images import Augmentation

@@ -42,5 +42,5 @@ def run(arguments: argparse.Namespace) -> None:
     from vlm_jax.evaluation.report import write_report
     from vlm_jax.evaluation.suite import run_suite
 
-    rich.print(run_suite(experiment.evaluation, reference, output, arguments.tasks))
+    rich.print(run_suite(experiment, reference, output, arguments.tasks))
     print(write_report(output))

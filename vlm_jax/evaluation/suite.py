@@ -7,8 +7,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from data_pipelines.quarantine import Quarantine
 from vlm_jax.checkpoints.reference import load_model
-from vlm_jax.config import Evaluation
+from vlm_jax.config import Experiment
 from vlm_jax.errors import UserError
 from vlm_jax.evaluation.compare import Comparison
 from vlm_jax.evaluation.results import TaskResult, write_results
@@ -18,12 +19,12 @@ from vlm_jax.generation import Engine
 
 
 def run_suite(
-    evaluation: Evaluation, reference: str, output: epath.PathLike, names: Sequence[str] | None = None
+    experiment: Experiment, reference: str, output: epath.PathLike, names: Sequence[str] | None = None
 ) -> Table:
     """Evaluates a model on the tasks, writes eval.json and predictions/, and returns the table of scores.
 
     Args:
-        evaluation: tasks and settings.
+        experiment: its evaluation's tasks and settings, and its limit of bad records.
         reference: model REF.
         output: directory for the results.
         names: only these tasks; None = all.
@@ -31,6 +32,7 @@ def run_suite(
     Raises:
         UserError: if a task or the model does not exist, or the results cannot be written.
     """
+    evaluation = experiment.evaluation
     there = [task.name for task in evaluation.tasks]
     missing = [name for name in names or () if name not in there]
     if missing or not there:
@@ -38,13 +40,20 @@ def run_suite(
         raise UserError(f"--tasks {' '.join(missing)}: this experiment's tasks are {known}; name some of those")
     model = load_model(reference)
     engine = Engine(model.config, model.params, model.processor, evaluation.rows)
+    quarantine = Quarantine(epath.Path(output) / "quarantine.jsonl", experiment.bad_record_limit)
     results = []
     with _progress() as display:
         for task in evaluation.tasks:
             if names is None or task.name in names:
-                show = _Show(display)
                 results.append(
-                    evaluate(task, engine, controls=evaluation.controls, seed=evaluation.seed, progress=show)
+                    evaluate(
+                        task,
+                        engine,
+                        controls=evaluation.controls,
+                        seed=evaluation.seed,
+                        quarantine=quarantine,
+                        progress=_Show(display),
+                    )
                 )
     write_results(output, str(model.directory), results)
     return scores_table(results)

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import optax
 from etils import epath
 from jax.sharding import Mesh
 from rich.console import Console
@@ -35,7 +36,7 @@ from vlm_jax.parallel import batch_sharding, build_mesh, use_mesh
 from vlm_jax.serialise import to_json
 from vlm_jax.training.displays import ProgressDisplay, TensorBoard
 from vlm_jax.training.hooks import CheckpointHook, Preemption, ValidationHook
-from vlm_jax.training.loop import Hook, run_stage
+from vlm_jax.training.loop import Hook, Step, run_stage
 from vlm_jax.training.recorder import MetricsFile, Recorder, rewind_metrics
 from vlm_jax.training.state import TrainState, abstract_optimizer, create_state
 from vlm_jax.training.step import Objective, train_step
@@ -145,12 +146,7 @@ def run_steps(
     experiment, stages = run.experiment, run.experiment.stages
     sharding = batch_sharding(run.mesh)
     names = [entry.title for entry in stage.data.mixture]
-    objective = build_objective(run, stage, len(names))
-    rate = stage.optimizer.schedule.build(stage.steps)
-    pure = functools.partial(
-        train_step, objective=objective, optimizer=optimizer, rate=rate, accumulation=stage.accumulation
-    )
-    step = jax.jit(pure, donate_argnums=0)
+    step = build_step(run, stage, optimizer)
     finished = [s.name for s in stages[:index]]
     last_line = rewind_metrics(run.workdir / "metrics.jsonl", finished, stage.name, done)
     board = TensorBoard(run.workdir, sum(s.steps for s in stages[:index]), done)
@@ -170,6 +166,18 @@ def run_steps(
             return run_stage(state, step, loader, sharding, done, stage.steps, hooks)
         finally:
             board.close()
+
+
+def build_step(run: Run, stage: Stage, optimizer: optax.GradientTransformation) -> Step:
+    """The stage's compiled step; it gives up the state that it is given."""
+    pure = functools.partial(
+        train_step,
+        objective=build_objective(run, stage, len(stage.data.mixture)),
+        optimizer=optimizer,
+        rate=stage.optimizer.schedule.build(stage.steps),
+        accumulation=stage.accumulation,
+    )
+    return jax.jit(pure, donate_argnums=0)
 
 
 def build_objective(run: Run, stage: Stage, sources: int) -> Objective:
