@@ -10,7 +10,7 @@ import functools
 import sys
 import zlib
 from collections.abc import Sequence
-from typing import Protocol, SupportsIndex
+from typing import Literal, Protocol, SupportsIndex
 
 import grain
 import numpy as np
@@ -169,6 +169,8 @@ class DataConfig:
     """V: independent streams; a divisor of `rows` and a multiple of every number of hosts that is to be used."""
     window: int = 64
     """Pending examples that a shard considers for a row: more fill rows better, and stray further from drawn order."""
+    weigh_by: Literal["token", "example"] = "token"
+    """token: every learned token counts alike; example: every example does, its learned tokens sharing a weight of 1."""
 
     def __post_init__(self) -> None:
         check_mixture(self.mixture)

@@ -81,6 +81,8 @@ class Shard:
             record_id = record.get("id", record_id)
             rng = np.random.default_rng((self._seed, self._shard, number, 0))
             rendered = self._processor.render(to_example(record, config.kind, rng, config.title))
+            if self._data.weigh_by == "example":
+                rendered = dataclasses.replace(rendered, loss=rendered.loss / max(float(rendered.loss.sum()), 1.0))
             size = Size(rendered.length, len(rendered.images))
             if misfit := self._data.budget.misfit(size):
                 raise BadRecord(misfit, record_id)

@@ -331,3 +331,15 @@ def test_a_fresh_process_continues_bit_for_bit(processor, tmp_path):
     *rest, other_end = run("3", middle)
     assert rest == whole[2:]
     assert json.loads(other_end) == json.loads(end)
+
+
+def test_examples_may_weigh_alike(tiny, processor):
+    """weigh_by="example": the learned tokens of every example share a weight of one, however many they are."""
+    ((batch, _),), _ = take(tiny(weigh_by="example"), processor, 1)
+    ((by_token, _),), _ = take(tiny(), processor, 1)
+    assert np.array_equal(batch.loss_weights > 0, by_token.loss_weights > 0)
+    for row in range(len(batch.tokens)):
+        for number in range(1, batch.segment_ids[row].max() + 1):
+            at = batch.segment_ids[row] == number
+            assert batch.loss_weights[row, at].sum() == pytest.approx(1, abs=1e-6)
+            assert by_token.loss_weights[row, at].sum() > 1
