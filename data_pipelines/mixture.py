@@ -170,7 +170,7 @@ class DataConfig:
     window: int = 64
     """Pending examples that a shard considers for a row: more fill rows better, and stray further from drawn order."""
     weigh_by: Literal["token", "example"] = "token"
-    """token: every learned token counts alike; example: every example does, its learned tokens sharing a weight of 1."""
+    """token: every learned token counts alike; example: each example does, its learned tokens share a weight of 1."""
 
     def __post_init__(self) -> None:
         check_mixture(self.mixture)
