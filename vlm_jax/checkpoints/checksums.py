@@ -4,6 +4,8 @@ Orbax restores flipped bytes without an error. A checksum here is a sum of integ
 is the same in any order of summation, on any mesh and any number of hosts, and it is computed where the array lives.
 """
 
+import hashlib
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -53,3 +55,29 @@ def tree_checksums(tree: PyTree) -> dict[str, str]:
 def damaged_leaves(tree: PyTree, expected: Mapping[str, Any]) -> list[str]:
     """Paths whose checksum is not the expected one; a path without an expectation counts as damaged."""
     return [path for path, value in tree_checksums(tree).items() if expected.get(path) != value]
+
+
+def file_checksum(content: bytes) -> str:
+    """16 hexadecimal digits of SHA-256."""
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def seal(sums: Mapping[str, str]) -> bytes:
+    """The content of checksums.json: the sums, and under the empty name one over themselves."""
+    return _json({**sums, "": file_checksum(_json(sums))})
+
+
+def unseal(content: bytes) -> dict[str, str]:
+    """The sums that `seal` wrote.
+
+    Raises:
+        ValueError: if they were changed since.
+    """
+    sums = json.loads(content)
+    if not isinstance(sums, dict) or sums.pop("", file_checksum(_json(sums))) != file_checksum(_json(sums)):
+        raise ValueError("it is not what was saved")
+    return sums
+
+
+def _json(sums: Mapping[str, str]) -> bytes:
+    return (json.dumps(sums, indent=1, ensure_ascii=False) + "\n").encode()

@@ -14,7 +14,8 @@ from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from vlm_jax.batch import Batch
-from vlm_jax.checkpoints.manager import damaged, read_step_files, verify
+from vlm_jax.checkpoints.checksums import unseal
+from vlm_jax.checkpoints.manager import check_model, damaged, read_step_files, verify
 from vlm_jax.errors import UserError
 from vlm_jax.models.vlm import VLM
 from vlm_jax.parallel import parameter_shardings, use_mesh, without_axes
@@ -81,13 +82,21 @@ def step_directory(reference: str) -> epath.Path:
         return path
     if not (path / "config.json").exists():
         raise UserError(f"{reference}: no checkpoint there; give a workdir or a directory checkpoints/STAGE/STEP")
-    config = json.loads((path / "config.json").read_text())
-    for stage in reversed(config["stages"]):
-        directory = path / "checkpoints" / stage["name"]
+    for stage in reversed(_stage_names(path / "config.json")):
+        directory = path / "checkpoints" / stage
         steps = [int(p.name) for p in directory.iterdir() if p.name.isdigit()] if directory.exists() else []
         if steps:
             return directory / str(max(steps))
     raise UserError(f"{reference}: this workdir holds no checkpoint yet; let `vlm train` reach its first save")
+
+
+def _stage_names(config: epath.Path) -> list[str]:
+    try:
+        return [str(stage["name"]) for stage in json.loads(config.read_text())["stages"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{config}: damaged ({type(error).__name__}: {error}); give a directory checkpoints/STAGE/STEP instead"
+        ) from None
 
 
 def load_params(where: epath.Path, abstract: PyTree) -> dict[str, Any]:
@@ -98,25 +107,14 @@ def load_params(where: epath.Path, abstract: PyTree) -> dict[str, Any]:
     Raises:
         UserError: if a file is damaged or the checkpoint is of another model.
     """
-    expected = json.loads(read_step_files(where)["checksums.json"])
-    names = {f"params/{name}" for name in traverse_util.flatten_dict(abstract, sep="/")}
-    there = {name for name in expected if name.startswith("params/")}
-    if names != there:
-        stranger = sorted(names ^ there)[0]
-        raise UserError(
-            f"{where}: a checkpoint of another model ({stranger} is in only one of the two); use the experiment it was "
-            "trained with"
-        )
+    expected = unseal(read_step_files(where)["checksums.json"])
+    check_model(where, expected, {"params": abstract})
     kept = jax.tree_util.tree_map_with_path(lambda path, x: _as_kept(expected, path, x), abstract)
     try:
         with ocp.StandardCheckpointer() as checkpointer:
             params = checkpointer.restore(where / "params", kept)
     except Exception as error:
         first = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-        if "shape" in first.lower():
-            raise UserError(
-                f"{where}: a checkpoint of another model ({first}); use the experiment it was trained with"
-            ) from error
         raise damaged(where, first) from error
     verify(where, {"params": params}, expected)
     return params

@@ -18,7 +18,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jaxtyping import PyTree
 
-from vlm_jax.checkpoints.checksums import damaged_leaves, tree_checksums
+from vlm_jax.checkpoints.checksums import damaged_leaves, file_checksum, seal, tree_checksums, unseal
 from vlm_jax.checkpoints.files import FilesHandler, FilesRestore, FilesSave
 from vlm_jax.errors import UserError
 
@@ -83,12 +83,16 @@ class CheckpointManager:
         Raises:
             UserError: if the disk refused this save or the one before.
         """
-        sums = {**_prefixed("params", params), **_prefixed("optimizer", optimizer)}
-        extra = {"data.json": _json(data), "checksums.json": _json(sums)}
+        small = {**files, "data.json": _json(data)}
+        sums = {
+            **_prefixed("params", params),
+            **_prefixed("optimizer", optimizer),
+            **{f"files/{name}": file_checksum(content) for name, content in small.items()},
+        }
         items = ocp.args.Composite(
             params=ocp.args.StandardSave(params),
             optimizer=ocp.args.StandardSave(optimizer),
-            files=FilesSave({**files, **extra}),
+            files=FilesSave({**small, "checksums.json": seal(sums)}),
         )
         try:
             self._manager.save(step, args=items, force=True)
@@ -118,8 +122,8 @@ class CheckpointManager:
         """
         where = self.directory / str(step)
         files = read_step_files(where)
-        expected = json.loads(files["checksums.json"])
-        _check_paths(where, expected, params, optimizer)
+        expected = unseal(files["checksums.json"])
+        check_model(where, expected, {"params": params, "optimizer": optimizer})
         items = ocp.args.Composite(
             params=ocp.args.StandardRestore(params),
             optimizer=ocp.args.StandardRestore(optimizer),
@@ -156,11 +160,24 @@ def read_step_files(step_directory: epath.PathLike) -> dict[str, bytes]:
         raise UserError(f"{where}: not a checkpoint of vlm-jax; give a workdir or a directory checkpoints/STAGE/STEP")
     try:
         files = FilesHandler().restore(where / "files")
-        for name in ("config.json", "data.json", "checksums.json"):
-            json.loads(files[name])
-    except (OSError, KeyError, ValueError) as error:
-        raise damaged(where, f"files/{_first_line(error)}") from error
+    except OSError as error:
+        raise damaged(where, f"files/: {_first_line(error)}") from error
+    sums = _checksums_of(where, files)
+    for name in ("config.json", "data.json", *(name.removeprefix("files/") for name in sums if name[:6] == "files/")):
+        if name not in files:
+            raise damaged(where, f"files/{name} is missing")
+        if file_checksum(files[name]) != sums.get(f"files/{name}", file_checksum(files[name])):
+            raise damaged(where, f"checksum of files/{name} differs")
     return files
+
+
+def _checksums_of(where: epath.Path, files: Mapping[str, bytes]) -> dict[str, str]:
+    try:
+        return unseal(files["checksums.json"])
+    except KeyError:
+        raise damaged(where, "files/checksums.json is missing") from None
+    except ValueError as error:
+        raise damaged(where, f"files/checksums.json: {_first_line(error)}") from None
 
 
 def verify(where: epath.Path, tree: PyTree, expected: Mapping[str, str]) -> None:
@@ -176,14 +193,41 @@ def damaged(where: epath.PathLike, what: str) -> UserError:
     return UserError(f"{where}: damaged checkpoint ({what}); remove this directory to go on from the step before it")
 
 
-def _check_paths(where: epath.Path, expected: Mapping[str, str], params: PyTree, optimizer: PyTree) -> None:
-    wanted = set(_paths({"params": params, "optimizer": optimizer}))
-    strangers = sorted(wanted ^ set(expected))
+def check_model(where: epath.Path, expected: Mapping[str, str], items: Mapping[str, PyTree]) -> None:
+    """Compares what a step directory holds with what is wanted of it, before anything is read.
+
+    Args:
+        where: the step directory.
+        expected: its checksums, whose names are those of its arrays.
+        items: "params", and maybe "optimizer": abstract arrays.
+
+    Raises:
+        UserError: if an array is in only one of the two, or a parameter has another shape.
+    """
+    there = {path for path in expected if path.split("/")[0] in items}
+    strangers = sorted(set(_paths(dict(items))) ^ there)
     if strangers:
-        raise UserError(
-            f"{where}: a checkpoint of another model or optimiser ({strangers[0]} is in only one of the two, of "
-            f"{len(strangers)} such); use the experiment it was trained with, or another --workdir"
-        )
+        raise _another(where, f"{strangers[0]} is in only one of the two, of {len(strangers)} such")
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            found = _shapes({"params": checkpointer.metadata(where / "params").item_metadata.tree})
+    except Exception as error:
+        raise damaged(where, f"params: {_first_line(error)}") from error
+    for path, shape in _shapes({"params": items["params"]}).items():
+        if found.get(path) != shape:
+            raise _another(where, f"{path} is {list(found.get(path, ()))} there and {list(shape)} here")
+
+
+def _another(where: epath.Path, what: str) -> UserError:
+    return UserError(
+        f"{where}: a checkpoint of another model or optimiser ({what}); use the experiment it was trained with, or "
+        "another --workdir"
+    )
+
+
+def _shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape) for path, leaf in leaves}
 
 
 def _paths(tree: PyTree) -> list[str]:

@@ -9,6 +9,7 @@ from etils import epath
 
 from data_pipelines.template import Processor, load_processor
 from vlm_jax.checkpoints.handoff import abstract_params, load_params, step_directory
+from vlm_jax.checkpoints.manager import read_step_files
 from vlm_jax.config import Experiment
 from vlm_jax.models.vlm import VLM, VLMConfig
 from vlm_jax.parallel import MeshConfig, build_mesh
@@ -34,7 +35,7 @@ def load_model(reference: str) -> LoadedModel:
         UserError: if there is no checkpoint, or it is damaged.
     """
     where = step_directory(reference)
-    experiment = from_plain(Experiment, json.loads((where / "files" / "config.json").read_text()))
+    experiment = from_plain(Experiment, json.loads(read_step_files(where)["config.json"]))
     mesh = build_mesh(MeshConfig(data=jax.device_count()))
     params = load_params(where, abstract_params(VLM(experiment.model), mesh))
     processor = load_processor(where / "files" / "processor")
