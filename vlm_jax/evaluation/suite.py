@@ -79,18 +79,19 @@ class _Show:
 
 
 def scores_table(results: Sequence[TaskResult]) -> Table:
-    """Task by task, then its groups: score, 95% interval, number of questions, controls."""
-    table = Table("task", "metric", "score", "95% interval", "n", "controls")
+    """Task by task, then its groups: score in percent, 95% interval, number of questions; for the task its controls."""
+    controls = list(dict.fromkeys(name for result in results for name in result.controls))
+    table = Table("task", "score", "95% interval", "n", *(name.replace("_", " ") for name in controls))
     for result in results:
-        controls = ", ".join(f"{name} {estimate.score:.1%}" for name, estimate in result.controls.items())
-        table.add_row(result.name, result.metric, *_figures(result.score), controls)
+        measured = (f"{result.controls[name].score:.1%}" if name in result.controls else "" for name in controls)
+        table.add_row(result.name, *_figures(result.score), *measured)
         for name, estimate in result.groups.items():
-            table.add_row(f"  {name}", "", *_figures(estimate), "", style="dim")
+            table.add_row(f"  {name}", *_figures(estimate), style="dim")
     return table
 
 
 def _figures(estimate: Estimate) -> tuple[str, str, str]:
-    return f"{estimate.score:.2%}", f"{estimate.low:.2%} to {estimate.high:.2%}", f"{estimate.n:,}"
+    return f"{estimate.score:.2%}", f"{estimate.low:.1%}–{estimate.high:.1%}", f"{estimate.n:,}"
 
 
 def comparison_table(a: str, b: str, comparisons: Sequence[Comparison]) -> Table:
