@@ -4,8 +4,10 @@ import argparse
 import errno
 import importlib
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from vlm_jax.errors import Preempted, RunError, UserError
 
@@ -33,7 +35,13 @@ class Parser(argparse.ArgumentParser):
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The entry point of `vlm`; exits with 0 done, 2 wrong input, 75 preempted after a complete save, 1 fault."""
-    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+    sys.unraisablehook = _report_unraisable
+    code = run(sys.argv[1:] if arguments is None else arguments)
+    if code != DONE:  # threads of a save that failed may be at work yet, and would print over the one line
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -76,8 +84,16 @@ def build_parser() -> Parser:
 def _set_up_logging(verbose: bool) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
     logging.getLogger("vlm_jax").setLevel(logging.DEBUG if verbose else logging.INFO)
-    for noisy in ("absl", "jax", "orbax"):
-        logging.getLogger(noisy).setLevel(logging.INFO if verbose else logging.ERROR)
+    logging.getLogger("jax").setLevel(logging.INFO if verbose else logging.ERROR)
+    for noisy in ("absl", "asyncio"):  # orbax logs through them, with a traceback, what it then raises
+        logging.getLogger(noisy).setLevel(logging.INFO if verbose else logging.CRITICAL)
+
+
+def _report_unraisable(unraisable: Any) -> None:
+    """The usual report, but not of writes that orbax abandons when one of them has failed: that one is raised."""
+    error = unraisable.exc_value
+    if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
+        sys.__unraisablehook__(unraisable)
 
 
 def _fail(message: str, code: int) -> int:

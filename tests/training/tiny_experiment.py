@@ -16,7 +16,7 @@ VOCABULARY = 336
 
 
 def experiment() -> Experiment:
-    """Six steps of captions, then six of questions with the encoder frozen."""
+    """Six steps of captions, then twelve of questions with the encoder frozen."""
     english = EasyVQA("validation", ("en",), validation_images=40, pictures="described", name="english")
     russian = EasyVQA("validation", ("ru",), validation_images=40, pictures="described", name="russian")
     optimizer = OptimizerConfig(schedule=Schedule(peak=3e-3, warmup=2))
@@ -51,7 +51,7 @@ def experiment() -> Experiment:
                 DataConfig(
                     (MixtureEntry(english, Instruct(questions=3)),), rows=8, length=192, images=2, virtual_shards=4
                 ),
-                steps=6,
+                steps=12,
                 optimizer=OptimizerConfig(
                     schedule=Schedule(peak=3e-3), table=(Rule("encoder/", rate=0.0), Rule(".*", weight_decay=0.01))
                 ),
