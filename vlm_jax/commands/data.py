@@ -60,7 +60,7 @@ def inspect(arguments: argparse.Namespace) -> None:
     """Prints rows and writes their pages."""
     if listed_overrides(arguments):
         return
-    import rich
+    from rich.console import Console
 
     from data_pipelines.inspect import describe_row, draw_row
 
@@ -68,7 +68,7 @@ def inspect(arguments: argparse.Namespace) -> None:
     shown = 0
     for batch, info in loader:
         for row in range(min(batch.tokens.shape[0], arguments.rows - shown)):
-            rich.print(describe_row(batch, row, info, processor))
+            Console(highlight=False).print(describe_row(batch, row, info, processor))
             page = output / f"{stage.name}-{shown}.html"
             page.write_text(draw_row(batch, row, info, processor))
             print(page)
