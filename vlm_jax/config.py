@@ -164,15 +164,14 @@ def load_experiment(path: str) -> Experiment:
     sys.modules[spec.name] = module
     try:
         spec.loader.exec_module(module)
-        made = module.experiment()
+        make = getattr(module, "experiment", None)
+        made = make() if make is not None else None
     except UserError:
         raise
-    except AttributeError as error:
-        if hasattr(module, "experiment"):
-            raise UserError(f"{path}: {error}; correct the file") from None
-        raise UserError(f"{path}: it defines no experiment(); add a function experiment() -> Experiment") from None
     except Exception as error:
         raise UserError(f"{path}: cannot be run ({type(error).__name__}: {error}); correct the file") from None
+    if make is None:
+        raise UserError(f"{path}: it defines no experiment(); add a function experiment() -> Experiment")
     if not isinstance(made, Experiment):
         raise UserError(f"{path}: experiment() gave {type(made).__name__}; return a vlm_jax.config.Experiment")
     return made
