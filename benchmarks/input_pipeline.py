@@ -54,7 +54,7 @@ def step_rate(run: Run, stage: Stage, steps: int) -> float:
     optimizer = build_optimizer(stage.optimizer, rules, stage.steps, logical_axes(run.model))
     params = initialise_missing(run.model, run.mesh, run.experiment.seed)
     state = create_state(params, rules, optimizer, run.experiment.model.precision.compute, run.mesh)
-    step = build_step(run, stage, optimizer)
+    step = build_step(run, stage, optimizer, state)
     loader = make_loader(stage, run.processor, seed=run.experiment.seed)
     batch = jax.device_put(next(loader)[0])
     loader.close()

@@ -32,14 +32,14 @@ from vlm_jax.config import Experiment, Stage
 from vlm_jax.losses.next_token import next_token_objective
 from vlm_jax.models.vlm import VLM
 from vlm_jax.optim import Rule, assign_rules, build_optimizer, split
-from vlm_jax.parallel import batch_sharding, build_mesh, use_mesh
+from vlm_jax.parallel import batch_sharding, build_mesh, replicated, use_mesh
 from vlm_jax.serialise import to_json
 from vlm_jax.training.displays import ProgressDisplay, TensorBoard
 from vlm_jax.training.hooks import CheckpointHook, Preemption, ValidationHook
 from vlm_jax.training.loop import Hook, Step, run_stage
 from vlm_jax.training.recorder import MetricsFile, Recorder, rewind_metrics
 from vlm_jax.training.state import TrainState, abstract_optimizer, create_state
-from vlm_jax.training.step import Objective, train_step
+from vlm_jax.training.step import Objective, compile_step, train_step
 from vlm_jax.training.workdir import open_workdir, prepare_processor
 
 log = logging.getLogger(__name__)
@@ -146,7 +146,7 @@ def run_steps(
     experiment, stages = run.experiment, run.experiment.stages
     sharding = batch_sharding(run.mesh)
     names = [entry.title for entry in stage.data.mixture]
-    step = build_step(run, stage, optimizer)
+    step = build_step(run, stage, optimizer, state)
     finished = [s.name for s in stages[:index]]
     last_line = rewind_metrics(run.workdir / "metrics.jsonl", finished, stage.name, done)
     board = TensorBoard(run.workdir, sum(s.steps for s in stages[:index]), done)
@@ -168,8 +168,8 @@ def run_steps(
             board.close()
 
 
-def build_step(run: Run, stage: Stage, optimizer: optax.GradientTransformation) -> Step:
-    """The stage's compiled step; it gives up the state that it is given."""
+def build_step(run: Run, stage: Stage, optimizer: optax.GradientTransformation, state: TrainState) -> Step:
+    """The stage's step under jit; it gives up the state that it is given, which lies on the devices as `state` does."""
     pure = functools.partial(
         train_step,
         objective=build_objective(run, stage, len(stage.data.mixture)),
@@ -177,7 +177,7 @@ def build_step(run: Run, stage: Stage, optimizer: optax.GradientTransformation) 
         rate=stage.optimizer.schedule.build(stage.steps),
         accumulation=stage.accumulation,
     )
-    return jax.jit(pure, donate_argnums=0)
+    return compile_step(pure, state)
 
 
 def build_objective(run: Run, stage: Stage, sources: int) -> Objective:
@@ -228,7 +228,8 @@ def restore_state(
     layout = TrainState(step=step, trained=trained, frozen=cast, optimizer=None)  # type: ignore[arg-type]
     snapshot = manager.restore(step, layout.params, abstract_optimizer(optimizer, trained, run.mesh))
     trained, frozen = split(snapshot.params, rules)
-    return TrainState(jax.numpy.int32(step), trained, frozen, snapshot.optimizer), snapshot.data
+    counter = jax.device_put(jax.numpy.int32(step), replicated(run.mesh))  # as in a new state
+    return TrainState(counter, trained, frozen, snapshot.optimizer), snapshot.data
 
 
 def validation_hooks(run: Run, stage: Stage) -> list[ValidationHook]:

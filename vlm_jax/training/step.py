@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -67,6 +68,16 @@ def train_step(
         "images": count_images(batch),
     }
     return dataclasses.replace(state, step=state.step + 1, trained=trained, optimizer=optimizer_state), metrics
+
+
+def compile_step(step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]], state: TrainState) -> Any:
+    """The step under jit; it gives up the state it is given, and the new one lies as the old one did.
+
+    Were the layout left to the compiler, parameters could move after the first step, and the second would be compiled
+    anew for where they lie then.
+    """
+    shardings = jax.tree.map(lambda x: x.sharding, state)
+    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
 
 
 def _add_up(function: Callable[[Batch], PyTree], parts: Batch) -> PyTree:
