@@ -16,6 +16,7 @@ from data_pipelines.quarantine import BadRecord
 from data_pipelines.sources import open_source
 from data_pipelines.template import Processor, load_processor
 from data_pipelines.tokenizers import train_sentencepiece
+from vlm_jax.checkpoints import step_directory
 from vlm_jax.config import Experiment
 from vlm_jax.errors import UserError
 from vlm_jax.serialise import differences, to_json, to_plain
@@ -39,7 +40,7 @@ def open_workdir(experiment: Experiment, workdir: epath.PathLike, allow_config_c
     config = path / "config.json"
     try:
         path.mkdir(parents=True, exist_ok=True)
-        begun = config.read_text() if config.exists() else None
+        begun = config.read_bytes() if config.exists() else None
     except (OSError, NotADirectoryError) as error:
         raise _unusable(path, error) from None
     if begun is not None:
@@ -57,17 +58,19 @@ def _unusable(path: epath.Path, error: OSError) -> UserError:
     return UserError(f"--workdir {path}: cannot be written ({error.strerror or error}); choose another directory")
 
 
-def _compare(path: epath.Path, begun: str, experiment: Experiment, allow: bool) -> None:
+def _compare(path: epath.Path, begun: bytes, experiment: Experiment, allow: bool) -> None:
     try:
         old = json.loads(begun)
-    except ValueError:
+        begun_stages = [s["name"] for s in old["stages"] if _has_steps(path / "checkpoints" / str(s["name"]))]
+    except (ValueError, KeyError, TypeError):
         raise UserError(f"{path / 'config.json'}: damaged; remove it to accept the present config") from None
     new = to_plain(experiment)
-    begun_stages = [s["name"] for s in old["stages"] if (path / "checkpoints" / s["name"]).exists()]
+    if not begun_stages and old != new and (path / "processor").exists():
+        (path / "processor").rmtree()  # nothing depends on it yet, and it is that of another config
     changed = {field: pair for field, pair in _changes(old, new).items() if not _harmless(field, new, begun_stages)}
     if not changed:
         return
-    listed = "; ".join(f"{field}: {old_value!r} -> {new_value!r}" for field, (old_value, new_value) in changed.items())
+    listed = "; ".join(f"{field}: {_short(a)} -> {_short(b)}" for field, (a, b) in changed.items())
     if allow:
         log.warning("the config differs from the one this workdir was begun with: %s", listed)
         return
@@ -75,6 +78,15 @@ def _compare(path: epath.Path, begun: str, experiment: Experiment, allow: bool) 
         f"--workdir {path} was begun with another config ({listed}); use another --workdir, undo the change, or add "
         "--allow-config-change"
     )
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _has_steps(stage: epath.Path) -> bool:
+    return stage.exists() and any(entry.name.isdigit() for entry in stage.iterdir())
 
 
 def _changes(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
@@ -109,8 +121,21 @@ def prepare_processor(experiment: Experiment, workdir: epath.Path) -> Processor:
 
 
 def build_processor(experiment: Experiment) -> Processor:
-    """Trains the tokenizer and joins it with template and picture size; a pure function of the experiment."""
-    tokenizer = train_sentencepiece(texts(experiment), experiment.tokenizer)
+    """Joins the tokenizer with template and picture size; a pure function of the experiment and what it starts from.
+
+    Parameters that come from another run know the tokens of that run only, so its tokenizer is taken over.
+
+    Raises:
+        UserError: if there is no checkpoint where a stage starts from, or its tokenizer does not fit the model.
+    """
+    references = [stage.start_from for stage in experiment.stages if stage.start_from not in ("previous", "scratch")]
+    inherited = [load_processor(step_directory(name) / "files" / "processor").tokenizer for name in references]
+    tokenizer = inherited[0] if inherited else train_sentencepiece(texts(experiment), experiment.tokenizer)
+    if tokenizer.vocabulary_size > experiment.model.decoder.vocabulary_size:
+        raise UserError(
+            f"{references[0]}: its tokenizer has {tokenizer.vocabulary_size} tokens, more than the model embeds; raise "
+            "model.decoder.vocabulary-size"
+        )
     model = experiment.model
     return Processor(tokenizer, experiment.template, experiment.images, model.image_size, model.prompt_tokens)
 
