@@ -56,8 +56,9 @@ def build_mesh(config: MeshConfig) -> Mesh:
     """
     devices = jax.device_count()
     rest = config.fsdp * config.tensor
-    data = devices // rest if config.data == -1 else config.data
-    if data * rest != devices:
+    fits = min(config.fsdp, config.tensor) >= 1
+    data = devices // rest if fits and config.data == -1 else config.data
+    if not fits or data * rest != devices:
         raise UserError(
             f"mesh: data {config.data} x fsdp {config.fsdp} x tensor {config.tensor} does not make {devices} devices; "
             "change the mesh or leave data at -1"
