@@ -38,6 +38,8 @@ def value_of(experiment, path):
         (["--stages.0.data.mixture.1.weight", "3"], "stages.0.data.mixture.1.weight", 3.0),
         (["--model.encoder.image-size", "64", "64"], "model.encoder.image_size", (64, 64)),
         (["--model.decoder.tied-embeddings", "False"], "model.decoder.tied_embeddings", False),
+        (["--stages.1.validation", "None"], "stages.1.validation", None),
+        (["--stages.0.data.mixture.0.augmentation", "None"], "stages.0.data.mixture.0.augmentation", None),
         (["--name", "имя"], "name", "имя"),
     ],
     ids=lambda x: " ".join(x) if isinstance(x, list) else "",

@@ -5,12 +5,13 @@ import difflib
 import io
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import tyro
 
 from vlm_jax.config import Experiment
 from vlm_jax.errors import UserError
-from vlm_jax.serialise import to_plain
+from vlm_jax.serialise import from_plain, to_plain
 
 
 def apply_overrides(experiment: Experiment, arguments: Sequence[str]) -> Experiment:
@@ -25,6 +26,7 @@ def apply_overrides(experiment: Experiment, arguments: Sequence[str]) -> Experim
     """
     if not arguments:
         return experiment
+    experiment, arguments = _leave_out(experiment, list(arguments))
     fields = field_names(experiment)
     for argument in arguments:
         name = argument.split("=")[0].removeprefix("--").replace("-", "_")
@@ -44,6 +46,30 @@ def apply_overrides(experiment: Experiment, arguments: Sequence[str]) -> Experim
         raise UserError(f"override {' '.join(arguments)}: {_essence(errors.getvalue())}") from None
     except (TypeError, ValueError) as error:
         raise UserError(f"override {' '.join(arguments)}: {error}") from None
+
+
+def _leave_out(experiment: Experiment, arguments: list[str]) -> tuple[Experiment, list[str]]:
+    """Carries out what tyro cannot: `--stages.1.validation None`, a whole part of the config left out."""
+    plain, rest = to_plain(experiment), []
+    while arguments:
+        argument = arguments.pop(0)
+        *parents, last = argument.removeprefix("--").replace("-", "_").split(".")
+        part = _part_at(plain, parents)
+        if arguments[:1] == ["None"] and isinstance(part, dict) and isinstance(part.get(last), dict):
+            part[last] = None
+            arguments.pop(0)
+        else:
+            rest.append(argument)
+    return from_plain(Experiment, plain, "experiment"), rest
+
+
+def _part_at(plain: Any, names: Sequence[str]) -> Any:
+    for name in names:
+        try:
+            plain = plain[int(name)] if isinstance(plain, list) else plain[name]
+        except (LookupError, TypeError, ValueError):
+            return None
+    return plain
 
 
 def field_names(experiment: Experiment) -> dict[str, object]:

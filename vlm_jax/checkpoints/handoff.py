@@ -77,7 +77,7 @@ def step_directory(reference: str) -> epath.Path:
     Raises:
         UserError: if there is no checkpoint.
     """
-    path = epath.Path(reference)
+    path = epath.Path(reference).resolve()
     if (path / "files").is_dir():
         return path
     if not (path / "config.json").exists():

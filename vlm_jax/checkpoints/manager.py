@@ -49,7 +49,7 @@ class CheckpointManager:
             keep_last: the newest so many steps are kept.
             keep_every: multiples of this are kept for good; 0 = none.
         """
-        self.directory = epath.Path(directory)
+        self.directory = epath.Path(directory).resolve()
         policies: list[Any] = [ocp.checkpoint_managers.LatestN(keep_last)]
         if keep_every:
             policies.append(ocp.checkpoint_managers.EveryNSteps(keep_every))

@@ -271,9 +271,3 @@ def describe_parameters(stage: Stage, state: TrainState) -> None:
     """Logs how many parameters there are and how many train."""
     trained, frozen = (sum(x.size for x in jax.tree.leaves(tree)) for tree in (state.trained, state.frozen))
     log.info("stage %s: %s parameters, %s of them trained", stage.name, f"{trained + frozen:,}", f"{trained:,}")
-
-
-def finished(experiment: Experiment, workdir: epath.PathLike) -> bool:
-    """Whether the workdir holds the last step of the last stage."""
-    stage = experiment.stages[-1]
-    return (epath.Path(workdir) / "checkpoints" / stage.name / str(stage.steps)).exists()

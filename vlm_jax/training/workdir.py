@@ -36,7 +36,7 @@ def open_workdir(experiment: Experiment, workdir: epath.PathLike, allow_config_c
     Raises:
         UserError: if it cannot be written, or was begun with another config.
     """
-    path = epath.Path(workdir)
+    path = epath.Path(workdir).resolve()
     config = path / "config.json"
     try:
         path.mkdir(parents=True, exist_ok=True)
