@@ -70,7 +70,7 @@ def test_the_damaged_leaf_is_named(step, tiny):
     """Flips here and there in the arrays' bytes; the largest leaf is hit by some."""
     for path in data_files(step, "params"):
         whole = path.read_bytes()
-        for at in range(0, len(whole) - 8, max(len(whole) // 40, 1)):
+        for at in range(0, len(whole) - 8, max(len(whole) // 15, 1)):
             flip(path, at, 1)
             try:
                 load_params(step, tiny.abstract)

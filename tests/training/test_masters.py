@@ -15,18 +15,18 @@ from vlm_jax.optim import OptimizerConfig, Rule, Schedule
 from vlm_jax.parallel import MeshConfig, build_mesh
 from vlm_jax.training.recipe import train
 
-MU = Path(__file__).parents[2] / "experiments" / "mu.py"
+TINY = Path(__file__).with_name("tiny_experiment.py")
 
 
 def test_a_parameter_frozen_in_bfloat16_is_handed_on_in_float32(tmp_path: Path) -> None:
     """The first stage freezes the encoder, the second trains it at rate zero: it must end as it was drawn."""
-    mu = load_experiment(str(MU))
+    tiny = load_experiment(str(TINY))
     frozen = OptimizerConfig(table=(Rule("^encoder/", rate=0), Rule(".*")), schedule=Schedule(peak=1e-3))
     still = OptimizerConfig(schedule=Schedule(peak=0.0, shape="constant"))
-    first, second = mu.stages
+    first, second = tiny.stages
     experiment = dataclasses.replace(
-        mu,
-        model=dataclasses.replace(mu.model, precision=Precision(compute="bfloat16")),
+        tiny,
+        model=dataclasses.replace(tiny.model, precision=Precision(compute="bfloat16")),
         stages=(
             dataclasses.replace(first, steps=1, optimizer=frozen),
             dataclasses.replace(second, steps=1, optimizer=still, validation=None),
