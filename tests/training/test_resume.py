@@ -32,7 +32,7 @@ os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
 
 
 def start(workdir, largest_file=None):
-    """`vlm train` in a process of its own, maybe with a limit on the size of files; what it says goes to WORKDIR.log."""
+    """`vlm train` in a process of its own, maybe with a limit on file sizes; what it says goes to WORKDIR.log."""
     limited = ["-c", LIMITED, str(largest_file)] if largest_file else []
     command = [sys.executable, *limited, "-m", "vlm_jax.cli", "train", str(TINY), "--workdir", str(workdir)]
     with open(f"{workdir}.log", "a") as log:
