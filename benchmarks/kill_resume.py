@@ -174,7 +174,7 @@ def kill_and_resume(
         of_run: list[Kill] = []
         while len(done) + len(of_run) < kills:
             aim = chance.choice(["any moment", "save"])
-            delay = kill_once(runs.start(workdir), workdir, aim, 1.5 * steady_s / kills, chance)
+            delay = kill_once(runs.start(workdir), workdir, aim, 4 * steady_s / kills, chance)
             if delay is None:
                 break
             left = checkpoints(workdir, stages)
@@ -209,7 +209,7 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--experiment", default=str(ROOT / "experiments" / "mu.py"))
-    parser.add_argument("--steps", type=int, default=150, help="of each stage")
+    parser.add_argument("--steps", type=int, default=60, help="of each stage")
     parser.add_argument("--save-every", type=int, default=5, help="steps between two saves")
     parser.add_argument("--seed", type=int, default=0, help="of the moments of the kills")
     parser.add_argument("--json", metavar="FILE", help="write the result here too")
