@@ -33,7 +33,7 @@ from vlm_jax.models.vlm import VLM, VLMConfig
 from vlm_jax.optim import OptimizerConfig, assign_rules, build_optimizer
 from vlm_jax.parallel import MeshConfig, build_mesh, use_mesh
 from vlm_jax.training.state import create_state
-from vlm_jax.training.step import train_step
+from vlm_jax.training.step import compile_step, train_step
 
 
 def make_batch(config: VLMConfig, rows: int, length: int, images: int) -> Batch:
@@ -102,7 +102,7 @@ def main() -> None:
             optimizer=optimizer,
             rate=optimizer_config.schedule.build(1000),
         )
-        step = jax.jit(pure, donate_argnums=0)
+        step = compile_step(pure, state)
         batch = jax.device_put(make_batch(config, *sizes))
 
         def advance() -> jax.Array:

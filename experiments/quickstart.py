@@ -92,9 +92,9 @@ def experiment() -> Experiment:
                     images=6,
                     virtual_shards=4,
                 ),
-                steps=440,
+                steps=640,
                 optimizer=optimizer(warmup=20, encoder_rate=1.0),
-                validation=Validation((MixtureEntry(held_out, captions),), every=110, batches=8),
+                validation=Validation((MixtureEntry(held_out, captions),), every=160, batches=8),
             ),
             Stage(
                 "instruct",
@@ -109,7 +109,7 @@ def experiment() -> Experiment:
                     virtual_shards=4,
                     window=256,
                 ),
-                steps=600,
+                steps=800,
                 optimizer=optimizer(warmup=30, encoder_rate=0.1),
                 validation=Validation(
                     tuple(MixtureEntry(questions("validation", language), Instruct()) for language in ("en", "ru")),

@@ -1,11 +1,20 @@
 """Parameters that are loaded stay as they are; those that are missing are drawn as in a full draw."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from etils import epath
 from flax import traverse_util
 
-from vlm_jax.checkpoints import abstract_params, initialise_missing, load_params, step_directory
+from vlm_jax.checkpoints import (
+    abstract_params,
+    initialise_missing,
+    keep_masters,
+    load_params,
+    step_directory,
+    widen,
+)
 from vlm_jax.checkpoints.reference import load_model
 from vlm_jax.errors import UserError
 
@@ -68,3 +77,17 @@ def test_a_copied_step_directory_needs_nothing_else(tiny, workdir, step, tmp_pat
     assert model.processor.tokenizer.decode(model.processor.tokenizer.encode("Какой цвет?")) == "Какой цвет?"
     with pytest.raises(UserError):
         load_model(str(workdir))
+
+
+def test_damaged_masters_are_named(tmp_path):
+    full = {"encoder": {"kernel": jnp.linspace(0.0, 1.0, 64).reshape(8, 8)}}
+    narrow = jax.tree.map(lambda x: x.astype("bfloat16"), full)
+    masters = epath.Path(tmp_path) / "masters" / "captions"
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), full)
+    keep_masters(masters, full)
+    assert (widen(narrow, abstract, masters)["encoder"]["kernel"] == full["encoder"]["kernel"]).all()
+    sums = masters.with_name("captions.checksums.json")
+    sums.write_text(sums.read_text().replace("float32:", "float32:0"))
+    with pytest.raises(UserError, match=r"masters/captions: damaged"):
+        widen(narrow, abstract, masters)

@@ -1,14 +1,22 @@
 """The mesh and what it says when the devices do not fit it."""
 
+import dataclasses
+from pathlib import Path
+
 import jax
 import pytest
+from jax.sharding import AbstractMesh, AxisType
 
-from vlm_jax.checkpoints import logical_axes
+from vlm_jax.checkpoints import abstract_params, logical_axes
+from vlm_jax.config import load_experiment
 from vlm_jax.errors import UserError
 from vlm_jax.models.presets import PRESETS
 from vlm_jax.models.vlm import VLM
-from vlm_jax.parallel import MeshConfig, build_mesh
-from vlm_jax.parallel.mesh import RULES
+from vlm_jax.parallel import MeshConfig, build_mesh, check_fits
+from vlm_jax.parallel.mesh import AXES, RULES
+from vlm_jax.training.recipe import check_rows
+
+MU = Path(__file__).parents[2] / "experiments" / "mu.py"
 
 
 def test_what_is_left_of_the_devices_goes_to_data():
@@ -32,3 +40,23 @@ def test_every_axis_of_a_parameter_has_a_rule(name):
     """A misspelt axis would leave a parameter whole on every device, without a word."""
     axes = {axis for names in logical_axes(VLM(PRESETS[name]())).values() for axis in names}
     assert axes - {None} <= {axis for axis, _ in RULES}
+
+
+def devices(data: int, fsdp: int, tensor: int) -> AbstractMesh:
+    """A mesh of devices that are not there."""
+    return AbstractMesh((data, fsdp, tensor), AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def test_a_parameter_that_does_not_divide_is_named():
+    model = VLM(PRESETS["mu"]())
+    check_fits(abstract_params(model, devices(1, 4, 2)), devices(1, 4, 2))
+    with pytest.raises(UserError, match=r"2 of decoder/.*/key/kernel does not divide among tensor = 4 devices"):
+        check_fits(abstract_params(model, devices(1, 1, 4)), devices(1, 1, 4))
+
+
+def test_rows_that_do_not_divide_are_a_user_error():
+    stage = load_experiment(str(MU)).stages[0]
+    check_rows(stage, devices(2, 2, 1))
+    for accumulation, mesh in ((1, devices(8, 1, 1)), (2, devices(2, 2, 1))):
+        with pytest.raises(UserError, match=rf"stage captions: {4 // accumulation} rows .* data x fsdp = "):
+            check_rows(dataclasses.replace(stage, accumulation=accumulation), mesh)

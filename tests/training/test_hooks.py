@@ -22,7 +22,8 @@ INFO = BatchInfo((("a",),), ("toy",), {"toy": 1}, {"toy": 0.5}, {})
 
 def finite_metrics(loss=1.0):
     sums = dict.fromkeys(("cross_entropy", "weight", "targets", "correct", "tokens"), np.ones(1, np.float32))
-    scalars = {"gradient_norm": 1.0, "learning_rate": 0.1, "positions": 2.0, "images": 0.0, "loss": loss}
+    norms = {"gradient_norm": 1.0, "update_norm": 1.0}
+    scalars = {"learning_rate": 0.1, "positions": 2.0, "images": 0.0, "loss": loss} | norms
     return {**sums, **{name: np.float32(value) for name, value in scalars.items()}}
 
 

@@ -27,6 +27,7 @@ def metrics(step, **changes):
         "tokens": np.array([50.0, 30.0]),
         "loss": np.float32(step),
         "gradient_norm": np.float32(0.5 * step),
+        "update_norm": np.float32(0.25 * step),
         "learning_rate": np.float32(0.01 * step),
         "positions": np.float32(100),
         "images": np.float32(7),
@@ -105,7 +106,11 @@ def test_a_resumed_recorder_leaves_the_lines_of_an_undisturbed_one(tmp_path):
 
 @pytest.mark.parametrize(
     "changes",
-    [{"loss": np.float32("nan")}, {"gradient_norm": np.float32("inf")}, {"loss": np.float32("-inf")}],
+    [
+        {name: np.float32(value)}
+        for name in ("loss", "gradient_norm", "update_norm")
+        for value in ("nan", "inf", "-inf")
+    ],
     ids=lambda changes: str(changes),
 )
 def test_a_number_that_is_not_finite_stops_the_run_and_lists_the_examples(tmp_path, changes):

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from vlm_jax.batch import Batch
-from vlm_jax.checkpoints.checksums import unseal
+from vlm_jax.checkpoints.checksums import damaged_leaves, seal, tree_checksums, unseal
 from vlm_jax.checkpoints.manager import check_model, damaged, read_step_files, verify
 from vlm_jax.errors import UserError
 from vlm_jax.models.vlm import VLM
@@ -133,8 +133,14 @@ def keep_masters(directory: epath.Path, frozen: PyTree) -> None:
         frozen: a nested dictionary in the dtype that parameters are kept in.
     """
     if not directory.exists():
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        _sums_file(directory).write_bytes(seal(tree_checksums(frozen)))
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(directory, frozen)
+
+
+def _sums_file(masters: epath.Path) -> epath.Path:
+    return masters.with_name(f"{masters.name}.checksums.json")
 
 
 def widen(params: PyTree, abstract: PyTree, masters: epath.Path) -> dict[str, Any]:
@@ -144,12 +150,27 @@ def widen(params: PyTree, abstract: PyTree, masters: epath.Path) -> dict[str, An
         params: all parameters at the end of a stage.
         abstract: their full dtypes and shardings.
         masters: WORKDIR/masters/STAGE of that stage; without it narrowed parameters are only cast.
+
+    Raises:
+        UserError: if the masters are damaged.
     """
     full = traverse_util.flatten_dict(abstract, sep="/")
     have = traverse_util.flatten_dict(dict(params), sep="/")
     narrow = {name: full[name] for name, leaf in have.items() if leaf.dtype != full[name].dtype}
     if narrow and masters.exists():
-        with ocp.StandardCheckpointer() as checkpointer:
-            kept = checkpointer.restore(masters, traverse_util.unflatten_dict(narrow, sep="/"))
+        kept = _restore_masters(masters, traverse_util.unflatten_dict(narrow, sep="/"))
         have |= traverse_util.flatten_dict(kept, sep="/")
     return traverse_util.unflatten_dict({name: x.astype(full[name].dtype) for name, x in have.items()}, sep="/")
+
+
+def _restore_masters(masters: epath.Path, narrow: PyTree) -> PyTree:
+    mend = "remove the stages that come after it and this directory, and train that stage again"
+    try:
+        expected = unseal(_sums_file(masters).read_bytes())
+        with ocp.StandardCheckpointer() as checkpointer:
+            kept = checkpointer.restore(masters, narrow)
+    except Exception as error:
+        raise UserError(f"{masters}: damaged ({type(error).__name__}); {mend}") from error
+    if bad := damaged_leaves(kept, expected):
+        raise UserError(f"{masters}: damaged (checksum of {bad[0]} differs); {mend}")
+    return kept

@@ -24,7 +24,7 @@ class Schedule:
     decay: float = 0.2
     """warmup_stable_decay: the last share of the steps, in which the rate falls linearly."""
     final: float = 0.0
-    """Rate at the last step, as a share of the peak."""
+    """Where the rate falls to by the stage's end, as a share of the peak."""
 
     def build(self, steps: int) -> optax.Schedule:
         """The rate as a function of the step, for a stage of so many steps."""
@@ -48,7 +48,7 @@ class OptimizerConfig:
 
     name: str = "adam"
     """Any optimiser of optax or optax.contrib by its name there, such as adam, lion, adafactor, sgd, muon."""
-    arguments: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    arguments: Mapping[str, bool | int | float] = dataclasses.field(default_factory=dict)
     """Its keyword arguments besides the learning rate, such as b2 of adam."""
     schedule: Schedule = Schedule()
     clip: float = 1.0

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -81,6 +82,28 @@ def parameter_shardings(boxed: PyTree, mesh: Mesh) -> PyTree[NamedSharding]:
         mesh: where they go.
     """
     return nn.logical_to_mesh_sharding(nn.get_partition_spec(boxed), mesh, RULES)
+
+
+def check_fits(abstract: PyTree[jax.ShapeDtypeStruct], mesh: Mesh) -> None:
+    """Makes sure that every parameter divides among the devices that share it.
+
+    Args:
+        abstract: parameters with their shardings.
+        mesh: where they go.
+
+    Raises:
+        UserError: naming the first that does not.
+    """
+    for path, leaf in jax.tree_util.tree_leaves_with_path(abstract):
+        for size, axes in zip(leaf.shape, leaf.sharding.spec, strict=False):
+            names = (axes,) if isinstance(axes, str) else axes or ()
+            devices = math.prod(mesh.shape[name] for name in names)
+            if size % devices:
+                name = jax.tree_util.keystr(path, simple=True, separator="/")
+                raise UserError(
+                    f"mesh: a dimension of {size} of {name} does not divide among {' x '.join(names)} = {devices} "
+                    "devices; change the mesh or the model"
+                )
 
 
 def without_axes(boxed: PyTree) -> PyTree:

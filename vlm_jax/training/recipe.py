@@ -29,10 +29,11 @@ from vlm_jax.checkpoints import (
 )
 from vlm_jax.checkpoints.files import read_files
 from vlm_jax.config import Experiment, Stage
+from vlm_jax.errors import UserError
 from vlm_jax.losses.next_token import next_token_objective
 from vlm_jax.models.vlm import VLM
 from vlm_jax.optim import Rule, assign_rules, build_optimizer, split
-from vlm_jax.parallel import batch_sharding, build_mesh, replicated, use_mesh
+from vlm_jax.parallel import batch_sharding, build_mesh, check_fits, replicated, use_mesh
 from vlm_jax.serialise import to_json
 from vlm_jax.training.displays import ProgressDisplay, TensorBoard
 from vlm_jax.training.hooks import CheckpointHook, Preemption, ValidationHook
@@ -83,6 +84,9 @@ def train(
     path = open_workdir(experiment, workdir, allow_config_change)
     log.info("workdir %s", path)
     mesh = build_mesh(experiment.mesh)
+    check_fits(abstract_params(VLM(experiment.model), mesh), mesh)
+    for stage in experiment.stages:
+        check_rows(stage, mesh)
     log.info("devices: %d %s, mesh %s", jax.device_count(), jax.default_backend(), dict(mesh.shape))
     processor = prepare_processor(experiment, path)
     log.info(
@@ -178,6 +182,16 @@ def build_step(run: Run, stage: Stage, optimizer: optax.GradientTransformation, 
         accumulation=stage.accumulation,
     )
     return compile_step(pure, state)
+
+
+def check_rows(stage: Stage, mesh: Mesh) -> None:
+    """Raises UserError if the rows of a batch, or of a part of it, do not divide among the devices that take rows."""
+    devices, rows = mesh.shape["data"] * mesh.shape["fsdp"], stage.data.rows // stage.accumulation
+    if rows % devices:
+        raise UserError(
+            f"stage {stage.name}: {rows} rows (data.rows / accumulation) do not divide among data x fsdp = {devices} "
+            "devices; change the rows or the mesh"
+        )
 
 
 def build_objective(run: Run, stage: Stage, sources: int) -> Objective:

@@ -1,7 +1,6 @@
 """From the step's sums on the device to lines of metrics.jsonl; and the watch for numbers that are not finite."""
 
 import json
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -17,6 +16,9 @@ from vlm_jax.training.step import Metrics
 
 Line = dict[str, Any]
 Sink = Callable[[Line], None]
+
+_WATCHED = ("loss", "gradient_norm", "update_norm")
+"""A step that made one of these infinite or not a number ends the run, and is not saved."""
 
 
 class Recorder:
@@ -66,7 +68,7 @@ class Recorder:
         for (step, _, info), values in zip(
             self._pending, jax.device_get([m for _, m, _ in self._pending]), strict=True
         ):
-            if not (np.isfinite(values["loss"]) and np.isfinite(values["gradient_norm"])):
+            if not all(np.isfinite(values[name]) for name in _WATCHED):
                 self._stop(step, values, info)
             self._settled.append(values)
         self._pending.clear()
@@ -76,8 +78,7 @@ class Recorder:
         report = {
             "stage": self._stage,
             "step": step,
-            "loss": str(values["loss"]),
-            "gradient_norm": str(values["gradient_norm"]),
+            **{name: str(values[name]) for name in _WATCHED},
             "example_ids": [list(row) for row in info.example_ids],
         }
         path.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
@@ -92,7 +93,6 @@ class Recorder:
         if not self._settled:
             return
         sums = {key: np.sum([values[key] for values in self._settled], axis=0) for key in self._settled[0]}
-        norms = [float(values["gradient_norm"]) for values in self._settled]
         now = time.monotonic()
         elapsed, self._clock = now - self._clock, now
         self._seconds += elapsed
@@ -104,7 +104,7 @@ class Recorder:
             "step": event.step,
             **_ratios(sums),
             "learning_rate": float(self._settled[-1]["learning_rate"]),
-            "gradient_norm": math.fsum(norms) / len(norms),
+            **{name: float(sums[name]) / len(self._settled) for name in ("gradient_norm", "update_norm")},
             "sources": {
                 name: {
                     **_ratios(

@@ -40,8 +40,8 @@ def train_step(
             rounding.
 
     Returns:
-        The state after the step; and the objective's sums, with "loss", "gradient_norm", "learning_rate", "positions"
-        and "images".
+        The state after the step; and the objective's sums, with "loss", "gradient_norm", "update_norm",
+        "learning_rate", "positions" and "images".
     """
     weight = jnp.maximum(batch.loss_weights.sum(), 1e-6)
 
@@ -63,6 +63,7 @@ def train_step(
         **sums,
         "loss": sums["cross_entropy"].sum() / weight,
         "gradient_norm": optax.global_norm(gradient),
+        "update_norm": optax.global_norm(updates),
         "learning_rate": jnp.asarray(rate(state.step), jnp.float32),
         "positions": jnp.asarray(batch.tokens.size, jnp.float32),
         "images": count_images(batch),
