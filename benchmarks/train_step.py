@@ -77,7 +77,7 @@ def main() -> None:
     """Runs the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", choices=PRESETS, default="0.2b")
-    parser.add_argument("--rows", type=int, default=2, help="rows a batch (2)")
+    parser.add_argument("--rows", type=int, default=4, help="rows a batch (4)")
     parser.add_argument("--length", type=int, default=512, help="positions a row (512)")
     parser.add_argument("--images", type=int, default=1, help="pictures a row (1)")
     parser.add_argument("--steps", type=int, default=5, help="timed steps (5)")
