@@ -121,10 +121,10 @@ def augment(pixels: Pixels, augmentation: Augmentation, rng: np.random.Generator
         quarters = int(rng.integers(4)) if height == width else 2 * int(rng.integers(2))
         pixels = np.rot90(pixels, quarters)
     if augmentation.shift:
-        down, right = rng.integers(-augmentation.shift, augmentation.shift + 1, 2)
-        rows = np.clip(np.arange(height) - down, 0, height - 1)
-        columns = np.clip(np.arange(width) - right, 0, width - 1)
-        pixels = pixels[rows][:, columns]
+        most = augmentation.shift
+        down, right = rng.integers(-most, most + 1, 2)
+        framed = cv2.copyMakeBorder(np.ascontiguousarray(pixels), most, most, most, most, cv2.BORDER_REPLICATE)
+        pixels = framed[most - down :, most - right :][:height, :width]
     if augmentation.noise:
         noise = rng.standard_normal(pixels.shape, dtype=np.float32) * np.float32(augmentation.noise)
         pixels = np.clip(np.rint(pixels + noise), 0, 255).astype(np.uint8)

@@ -56,7 +56,7 @@ def make_loader(
         hosts: H, how many hosts share the global batch.
         quarantine: Account of unusable records; by default one in memory.
         prefetch: Batches that are prepared ahead.
-        threads: Threads that decode pictures; 0 = as many as there are cores, at most 8.
+        threads: Threads that decode pictures; 0 = a core is left to the packing thread, and at most 8 are taken.
 
     Returns:
         Iterator of (Batch, BatchInfo) with this host's rows (see `host_rows`); it never ends.
@@ -69,7 +69,7 @@ def make_loader(
         raise UserError(f"seed is {seed}: it must not be negative")
     stage_seed = int(np.random.SeedSequence([seed, zlib.crc32(stage.name.encode())]).generate_state(1)[0])
     account = Quarantine() if quarantine is None else quarantine
-    threads = threads or min(8, os.cpu_count() or 1)
+    threads = threads or max(1, min(8, (os.cpu_count() or 1) - 1))
     return Loader(stage.data, processor, stage_seed, host_shards(stage.data, host, hosts), account, prefetch, threads)
 
 

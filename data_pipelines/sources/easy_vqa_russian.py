@@ -9,6 +9,7 @@ The answer to a question about colour is always the colour's name, that is the m
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 
 from data_pipelines.sources.easy_vqa_questions import Question
@@ -76,6 +77,7 @@ QUESTIONS: Mapping[str, str] = {
 _YES_NO = {"yes": "да", "no": "нет"}
 
 
+@functools.cache
 def question(asked: Question) -> str:
     """The Russian sentence for an English question."""
     return QUESTIONS[asked.template].format(**_words(asked.color, asked.shape))
@@ -94,6 +96,7 @@ def answer(english: str) -> str:
     return SHAPES[english][0]
 
 
+@functools.cache
 def captions(color: str, shape: str) -> tuple[str, ...]:
     """Captions that name the colour and the shape; '' = not known."""
     if color and shape:
