@@ -76,6 +76,8 @@ class _Show:
         if what not in self._rows:
             self._rows[what] = self._display.add_task(what, total=total)
         self._display.update(self._rows[what], completed=done)
+        if done == total and not self._display.console.is_terminal:
+            self._display.console.print(f"{what}: {total:,} answers", highlight=False)
 
 
 def scores_table(results: Sequence[TaskResult]) -> Table:
