@@ -35,6 +35,7 @@ class EasyVQA:
     pictures: 'all'; 'captioned' = those about which the answers settle the colour, the shape or both; 'described' =
         those about which they settle both. For the captions kind choose one of the last two: it refuses a picture
         without captions, of which 'all' has 29 among the 4,000 of training and 12 among the 1,000 of the test.
+    phrasings: of each language's ways to say a caption, take the first so many; 0 = all.
     directory: the package's `data` directory, or one laid out like it; '' = the installed package's.
     name: of the source.
     """
@@ -43,6 +44,7 @@ class EasyVQA:
     languages: tuple[Language, ...] = ("en",)
     validation_images: int = 400
     pictures: Literal["all", "captioned", "described"] = "all"
+    phrasings: int = 0
     directory: str = ""
     name: str = "easy_vqa"
 
@@ -65,6 +67,8 @@ class EasyVQASource:
         """
         if not config.languages:
             raise UserError(f"source '{config.name}': no language; give one or more of {get_args(Language)}")
+        if config.phrasings < 0:
+            raise UserError(f"source '{config.name}': phrasings is {config.phrasings}; give 0 for all, or a number")
         self.config = config
         self.name = config.name
         self._part = "test" if config.split == "test" else "train"
@@ -104,7 +108,7 @@ class EasyVQASource:
                 if language == "ru":
                     text, answer = easy_vqa_russian.question(question), easy_vqa_russian.answer(answer)
                 questions.append({"question": text, "answer": answer, "language": language, "type": question.type})
-            for text in easy_vqa_captions.PHRASES[language](color, shape):
+            for text in easy_vqa_captions.PHRASES[language](color, shape)[: self.config.phrasings or None]:
                 captions.append({"text": text, "language": language})
         path = os.path.join(self._directory, "images", f"{number}.png")
         return {"id": record_id, "image": Image(path=path), "questions": questions, "captions": captions}

@@ -50,6 +50,16 @@ def test_a_record():
     assert decode(first["image"]).shape == (64, 64, 3)
 
 
+def test_captions_may_be_held_to_one_phrasing_a_language():
+    (first, *_), (all_of_them, *_) = (
+        records(validation_images=0, languages=("en", "ru"), phrasings=phrasings) for phrasings in (1, 0)
+    )
+    assert [caption["text"] for caption in first["captions"]] == ["A blue rectangle.", "Синий прямоугольник."]
+    assert len(all_of_them["captions"]) == 8
+    with pytest.raises(UserError, match="phrasings is -1"):
+        records(phrasings=-1)
+
+
 def test_the_official_test_split_by_type():
     kinds = collections.Counter(entry["type"] for record in records(split="test") for entry in record["questions"])
     assert kinds == {"yes_no_color": 5201, "yes_no_shape": 1935, "color": 1280, "shape": 1257}
