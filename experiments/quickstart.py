@@ -91,9 +91,10 @@ def experiment() -> Experiment:
                 DataConfig(
                     (MixtureEntry(described, captions, augmentation=AUGMENTATION),),
                     rows=8,
-                    length=192,
+                    length=168,
                     images=6,
                     virtual_shards=4,
+                    window=256,
                 ),
                 steps=480,
                 optimizer=optimizer(warmup=20, encoder_rate=1.0),
