@@ -128,7 +128,7 @@ def plain():
         (("stages", 0, "data", "mixture", 0, "kind"), {"type": "Kaptions"}, ("mixture.0.kind", "Captions", "Instruct")),
         (("stages", 0, "optimizer", "schedule", "shape"), "cos", ("schedule.shape", "cosine", "linear")),
         (("stages", 0, "optimizer", "arguments"), [1], ("optimizer.arguments", "a mapping")),
-        (("stages", 0, "optimizer", "arguments"), {"b2": "x"}, ("optimizer.arguments.b2", "a number")),
+        (("stages", 0, "optimizer", "arguments"), {"b2": "x"}, ("optimizer.arguments.b2", "bool or int or float")),
         (("model", "encoder", "image_size"), [32], ("encoder.image_size", "a list of 2")),
         (("model", "encoder"), 4, ("config.model.encoder", "ViTConfig")),
         (("model", "decoder", "heads"), [2], ("decoder.heads", "int")),
