@@ -102,7 +102,7 @@ def comparison_table(a: str, b: str, comparisons: Sequence[Comparison]) -> Table
     for c in comparisons:
         d = c.difference
         name = f"  {c.group}" if c.group else c.task
-        interval = f"{d.low:+.2%} to {d.high:+.2%}"
+        interval = f"{d.low:+.1%} to {d.high:+.1%}"
         figures = (f"{c.a:.2%}", f"{c.b:.2%}", f"{d.score:+.2%}", interval, f"{c.p_value:.3g}")
         table.add_row(name, *figures, str(c.only_a), str(c.only_b), style="dim" if c.group else "")
     return table
