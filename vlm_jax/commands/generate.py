@@ -9,7 +9,7 @@ _DESCRIPTION = """The answer appears as it is written. Pictures may be several; 
 turns of one dialogue. Greedy unless --temperature is above 0.
 
   vlm generate --model runs/quickstart --image picture.png --prompt "what shape is present?"
-  vlm generate --model runs/quickstart --image picture.png --prompt "Опиши картинку." """
+  vlm generate --model runs/quickstart --image picture.png --prompt "Какого цвета фигура?""""
 
 
 def add_parser(subparsers: Any) -> None:
