@@ -8,8 +8,8 @@ from vlm_jax.commands.common import add_command
 _DESCRIPTION = """The answer appears as it is written. Pictures may be several; a prompt may be repeated for several
 turns of one dialogue. Greedy unless --temperature is above 0.
 
-  vlm generate --model runs/quickstart --image picture.png --prompt "what shape is present?"
-  vlm generate --model runs/quickstart --image picture.png --prompt "Какого цвета фигура?""""
+  vlm generate --model runs/quickstart --image picture.png --prompt "Какого цвета фигура?"
+  vlm generate --model runs/quickstart --image picture.png --prompt "what shape is present?" --max-new-tokens 8"""
 
 
 def add_parser(subparsers: Any) -> None:
