@@ -24,7 +24,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Shaped, UInt8
+from jaxtyping import Array, Float, Int, UInt8
 
 
 @jax.tree_util.register_dataclass
@@ -140,8 +140,3 @@ class BatchInfo:
 def concatenate(batches: list[Batch]) -> Batch:
     """Joins batches of one structure along the rows, on the host."""
     return jax.tree.map(lambda *leaves: np.concatenate(leaves), *batches)
-
-
-def tokens_in(batch: Batch) -> Shaped[Array, ""]:
-    """Number of positions that hold a real token (padding left out)."""
-    return (batch.segment_ids != 0).sum()

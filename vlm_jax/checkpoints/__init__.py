@@ -6,6 +6,7 @@ from vlm_jax.checkpoints.handoff import (
     keep_masters,
     load_params,
     logical_axes,
+    newest_step,
     step_directory,
     widen,
 )
@@ -19,6 +20,7 @@ __all__ = [
     "keep_masters",
     "load_params",
     "logical_axes",
+    "newest_step",
     "read_step_files",
     "step_directory",
     "widen",

@@ -71,6 +71,13 @@ def initialise_missing(model: VLM, mesh: Mesh, seed: int, loaded: PyTree | None 
     return traverse_util.unflatten_dict({**drawn, **have}, sep="/")
 
 
+def newest_step(directory: epath.Path) -> int | None:
+    """The newest step in a stage's directory, WORKDIR/checkpoints/STAGE; None if the stage has saved nothing."""
+    if not directory.exists():
+        return None
+    return max((int(entry.name) for entry in directory.iterdir() if entry.name.isdigit()), default=None)
+
+
 def step_directory(reference: str) -> epath.Path:
     """The step directory that a reference means: itself, or the newest step of the last stage of a workdir.
 
@@ -84,9 +91,9 @@ def step_directory(reference: str) -> epath.Path:
         raise UserError(f"{reference}: no checkpoint there; give a workdir or a directory checkpoints/STAGE/STEP")
     for stage in reversed(_stage_names(path / "config.json")):
         directory = path / "checkpoints" / stage
-        steps = [int(p.name) for p in directory.iterdir() if p.name.isdigit()] if directory.exists() else []
-        if steps:
-            return directory / str(max(steps))
+        newest = newest_step(directory)
+        if newest is not None:
+            return directory / str(newest)
     raise UserError(f"{reference}: this workdir holds no checkpoint yet; let `vlm train` reach its first save")
 
 

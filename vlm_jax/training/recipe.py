@@ -24,6 +24,7 @@ from vlm_jax.checkpoints import (
     keep_masters,
     load_params,
     logical_axes,
+    newest_step,
     step_directory,
     widen,
 )
@@ -107,7 +108,7 @@ def train_stage(run: Run, index: int, stage: Stage, previous: Mapping[str, Any] 
     Returns:
         The parameters at its end; None if a later stage has begun already, which then restores its own.
     """
-    if any(latest_step(run, later) is not None for later in run.experiment.stages[index + 1 :]):
+    if any(newest_step(checkpoint_directory(run, later)) is not None for later in run.experiment.stages[index + 1 :]):
         log.info("stage %s: done, and a later stage has begun", stage.name)
         return None
     checkpoints = run.experiment.checkpoints
@@ -271,14 +272,6 @@ def checkpoint_files(run: Run) -> dict[str, bytes]:
 def checkpoint_directory(run: Run, stage: Stage) -> epath.Path:
     """WORKDIR/checkpoints/STAGE."""
     return run.workdir / "checkpoints" / stage.name
-
-
-def latest_step(run: Run, stage: Stage) -> int | None:
-    """The newest step that a stage has saved, or None if it has not begun."""
-    directory = checkpoint_directory(run, stage)
-    if not directory.exists():
-        return None
-    return max((int(entry.name) for entry in directory.iterdir() if entry.name.isdigit()), default=None)
 
 
 def describe_parameters(stage: Stage, state: TrainState) -> None:
