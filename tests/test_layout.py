@@ -13,10 +13,10 @@ LAYERS = (
     {"errors"},
     {"batch", "serialise"},
     {"data_pipelines", "models", "optim", "parallel"},
-    {"losses", "generation"},
+    {"losses", "generation", "convert"},
     {"config"},
     {"checkpoints", "overrides"},
-    {"training"},
+    {"training", "serving"},
     {"evaluation"},
     {"commands"},
     {"cli"},
@@ -136,7 +136,7 @@ def test_data_pipelines_never_import_jax() -> None:
             assert not any(is_under(module, name) for module in imports(path) for name in ("jax", "flax")), path
 
 
-@pytest.mark.parametrize("part", ["models", "losses", "optim", "parallel", "checkpoints"])
+@pytest.mark.parametrize("part", ["models", "losses", "optim", "parallel", "checkpoints", "convert"])
 def test_parts_that_know_no_data_set(part: str) -> None:
     for path in PACKAGE_FILES:
         if own_part(path) == part:

@@ -1,6 +1,7 @@
 """Layers that every part of the model shares. Parameters carry logical axis names; `parallel/` maps them to a mesh."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -18,6 +19,20 @@ class Precision:
 
     compute: DTypeName = "float32"
     parameters: DTypeName = "float32"
+
+
+Activation = Literal["silu", "gelu", "gelu_tanh", "quick_gelu", "relu"]
+"""Non-linearities: gelu is exact (with erf), gelu_tanh its approximation (Hendrycks & Gimpel 2016, section 2),
+quick_gelu x * sigmoid(1.702 x), as in CLIP.
+"""
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "silu": nn.silu,
+    "gelu": functools.partial(nn.gelu, approximate=False),
+    "gelu_tanh": functools.partial(nn.gelu, approximate=True),
+    "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),
+    "relu": nn.relu,
+}
 
 
 RematPolicy = Literal["none", "full", "save_dots", "save_weight_dots"]
@@ -98,17 +113,20 @@ def dense(
 
 
 class RMSNorm(nn.Module):
-    """x / sqrt(mean(x²) + eps) * scale over the last dimension, in float32 (Zhang & Sennrich 2019, eq. 4)."""
+    """x / sqrt(mean(x²) + eps) * (offset + scale) over the last dimension, in float32 (Zhang & Sennrich 2019)."""
 
     precision: Precision
     epsilon: float = 1e-5
+    offset: float = 0.0
+    """Gemma keeps its scales less one: 1.0."""
 
     @nn.compact
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
-        scale = parameter(self, "scale", nn.initializers.ones, x.shape[-1:], ("norm",), self.precision)
+        init = nn.initializers.constant(1.0 - self.offset)
+        scale = parameter(self, "scale", init, x.shape[-1:], ("norm",), self.precision)
         wide = x.astype(jnp.float32)
         wide *= jax.lax.rsqrt(jnp.mean(jnp.square(wide), -1, keepdims=True) + self.epsilon)
-        return (wide * scale.astype(jnp.float32)).astype(x.dtype)
+        return (wide * (self.offset + scale.astype(jnp.float32))).astype(x.dtype)
 
 
 class LayerNorm(nn.Module):
@@ -128,31 +146,34 @@ class LayerNorm(nn.Module):
 
 
 class GatedMLP(nn.Module):
-    """SwiGLU feed-forward: (silu(x W_gate) * (x W_up)) W_down (Shazeer 2020, eq. 6), without biases."""
+    """SwiGLU and its kin: (activation(x W_gate) * (x W_up)) W_down (Shazeer 2020, eq. 6)."""
 
     width: int
     hidden: int
     precision: Precision
     output_scale: float = 1.0
+    activation: Activation = "silu"
+    bias: bool = False
 
     @nn.compact
     def __call__(self, x: Float[Array, "B S D"]) -> Float[Array, "B S D"]:
-        up = dense(self.width, self.hidden, ("embed", "mlp"), self.precision, name="up")(x)
-        gate = dense(self.width, self.hidden, ("embed", "mlp"), self.precision, name="gate")(x)
-        y = nn.with_logical_constraint(nn.silu(gate) * up, ("batch", "length", "act_mlp"))
-        scale = self.output_scale
-        return dense(self.hidden, self.width, ("mlp", "embed"), self.precision, scale=scale, name="down")(y)
+        inwards = functools.partial(dense, self.width, self.hidden, ("embed", "mlp"), self.precision, bias=self.bias)
+        up, gate = inwards(name="up")(x), inwards(name="gate")(x)
+        y = nn.with_logical_constraint(ACTIVATIONS[self.activation](gate) * up, ("batch", "length", "act_mlp"))
+        outwards = functools.partial(dense, self.hidden, self.width, ("mlp", "embed"), self.precision, bias=self.bias)
+        return outwards(scale=self.output_scale, name="down")(y)
 
 
 class MLP(nn.Module):
-    """gelu(x W_1 + b_1) W_2 + b_2: the feed-forward part of a ViT block."""
+    """activation(x W_1 + b_1) W_2 + b_2: the feed-forward part of a ViT block."""
 
     width: int
     hidden: int
     precision: Precision
+    activation: Activation = "gelu_tanh"
 
     @nn.compact
     def __call__(self, x: Float[Array, "B P D"]) -> Float[Array, "B P D"]:
         y = dense(self.width, self.hidden, ("embed", "mlp"), self.precision, bias=True, name="up")(x)
-        y = nn.with_logical_constraint(nn.gelu(y), ("batch", "patches", "act_mlp"))
+        y = nn.with_logical_constraint(ACTIVATIONS[self.activation](y), ("batch", "patches", "act_mlp"))
         return dense(self.hidden, self.width, ("mlp", "embed"), self.precision, bias=True, name="down")(y)
