@@ -72,7 +72,7 @@ def decode(image: Image) -> Pixels:
         BadImage: if the file cannot be read, is truncated, is not a picture in a known format, or is damaged (a PNG
             anywhere; other formats where their decoder sees it).
     """
-    data = _read(image)
+    data = file_bytes(image)
     name = f"'{image.path}'" if image.path is not None else f"{len(data)} bytes"
     if not data:
         raise BadImage(f"{name}: the picture is empty")
@@ -131,7 +131,12 @@ def augment(pixels: Pixels, augmentation: Augmentation, rng: np.random.Generator
     return np.ascontiguousarray(pixels)
 
 
-def _read(image: Image) -> bytes:
+def file_bytes(image: Image) -> bytes:
+    """The bytes of a picture's file, as they are.
+
+    Raises:
+        BadImage: if the file cannot be read.
+    """
     if image.data is not None:
         return image.data
     assert image.path is not None
