@@ -4,7 +4,9 @@ import numpy as np
 import numpy_model
 import pytest
 
-from vlm_jax.models.vit import ConvStem, PatchStem, ViT, ViTConfig, normalise, resample
+from vlm_jax.models.encoders import normalise
+from vlm_jax.models.positions import resample
+from vlm_jax.models.vit import ConvStem, PatchStem, ViT, ViTConfig
 
 STEMS = {"patch": PatchStem(6), "conv": ConvStem((5, 7), (2, 3))}
 

@@ -2,6 +2,7 @@
 
 import itertools
 
+from vlm_jax.models.convnext import ConvNeXtConfig
 from vlm_jax.models.vit import ConvStem, ViTConfig
 from vlm_jax.models.vlm import VLMConfig
 
@@ -23,8 +24,23 @@ def encoder_flops(config: VLMConfig) -> float:
     if config.encoder is None or config.adapter is None:
         return 0.0
     c = config.encoder
-    block = 2.0 * (4 * c.width**2 + 2 * c.width * c.mlp_width) + 4.0 * c.width * c.patches
-    return _stem_flops(c) + c.patches * c.layers * block + _adapter_flops(config)
+    return (_convnext_flops(c) if isinstance(c, ConvNeXtConfig) else _vit_flops(c)) + _adapter_flops(config)
+
+
+def _vit_flops(c: ViTConfig) -> float:
+    tokens = c.patches + c.extra_tokens
+    block = 2.0 * (4 * c.width**2 + (2 + c.gated_mlp) * c.width * c.mlp_width) + 4.0 * c.width * tokens
+    return _stem_flops(c) + tokens * c.layers * block
+
+
+def _convnext_flops(c: ConvNeXtConfig) -> float:
+    """Stem and reductions are linear maps of squares; a block is 7 x 7 depthwise and two products with 4 * width²."""
+    total, inputs, side = 0.0, 3, c.patch
+    for i, (depth, width) in enumerate(zip(c.depths, c.widths, strict=True)):
+        points = (c.image_size[0] // (c.patch * 2**i)) * (c.image_size[1] // (c.patch * 2**i))
+        total += 2.0 * points * (side**2 * inputs * width + depth * (49 * width + 8 * width**2))
+        inputs, side = width, 2
+    return total
 
 
 def _stem_flops(c: ViTConfig) -> float:

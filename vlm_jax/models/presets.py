@@ -8,6 +8,8 @@ from vlm_jax.models.layers import Precision
 from vlm_jax.models.vit import ConvStem, PatchStem, ViTConfig
 from vlm_jax.models.vlm import VLMConfig
 
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
 _BFLOAT16 = Precision(compute="bfloat16")
 
 
@@ -77,6 +79,30 @@ def vlm_8b(vocabulary_size: int = 128_256) -> VLMConfig:
             tied_embeddings=False,
             remat="full",
         ),
+    )
+
+
+def dinov2_small(image_size: tuple[int, int] = (224, 224)) -> ViTConfig:
+    """The encoder DINOv2 ViT-S/14 (Oquab et al. 2024): trained, and its positions learned, at 518 x 518 pixels.
+
+    Sizes are those of the published checkpoint `dinov2_vits14` (hubconf and config.json of facebook/dinov2-small);
+    pictures are normalised with ImageNet's mean and standard deviation.
+    """
+    return ViTConfig(
+        image_size,
+        PatchStem(14),
+        width=384,
+        layers=12,
+        heads=6,
+        mlp_width=1536,
+        norm_epsilon=1e-6,
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        class_token=True,
+        layer_scale=True,
+        activation="gelu",
+        position_grid=(37, 37),
+        position_resampling="bicubic",
     )
 
 

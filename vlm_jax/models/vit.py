@@ -7,10 +7,23 @@ from typing import Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float
 
 from vlm_jax.models.attention import attention
-from vlm_jax.models.layers import MLP, LayerNorm, Precision, Projection, RematPolicy, dense, parameter, remat
+from vlm_jax.models.layers import (
+    MLP,
+    Activation,
+    GatedMLP,
+    LayerNorm,
+    Precision,
+    Projection,
+    RematPolicy,
+    dense,
+    parameter,
+    remat,
+)
+from vlm_jax.models.positions import Resampling, resample
+from vlm_jax.models.states import EncoderStates
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,6 +32,9 @@ class PatchStem:
 
     patch: int = 16
     """Side of a square, in pixels."""
+    bias: bool = True
+    truncate: bool = False
+    """Pictures may have sides that are no multiple of `patch`; the rest at the right and at the bottom is cut off."""
 
     @property
     def stride(self) -> int:
@@ -45,7 +61,7 @@ class ConvStem:
 
 @dataclasses.dataclass(frozen=True)
 class ViTConfig:
-    """Sizes of a ViT and how it wants its pictures."""
+    """Sizes of a ViT and how it wants its pictures; the defaults are SigLIP's architecture (Zhai et al. 2023)."""
 
     image_size: tuple[int, int] = (224, 224)
     """(height, width) in pixels of the pictures that it is trained on; other multiples of the stride work too."""
@@ -59,14 +75,40 @@ class ViTConfig:
     """Mean of R, G, B in 0..1, taken off on the device."""
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
     remat: RematPolicy = "none"
+    class_token: bool = False
+    """A learned token with a position of its own goes ahead of the patches (ViT, eq. 1)."""
+    registers: int = 0
+    """Learned tokens without positions, between class token and patches (Darcet et al. 2024)."""
+    stem_norm: bool = False
+    """A norm before the first block (CLIP)."""
+    layer_scale: bool = False
+    """A learned factor for each channel of each branch's output (Touvron et al. 2021, eq. 4)."""
+    attention_bias: bool = True
+    """Biases of queries, keys and values."""
+    activation: Activation = "gelu_tanh"
+    gated_mlp: bool = False
+    """activation(x W_gate) * (x W_up) in the feed-forward part; with "silu" it is SwiGLU."""
+    position_grid: tuple[int, int] | None = None
+    """(rows, columns) that positions are learned for, where it is not the `grid` of `image_size`."""
+    position_resampling: Resampling = "bicubic_antialias"
+    final_norm: Literal["features", "pooled", "none"] = "features"
+    """features: the final norm is part of the features; pooled: it belongs to the pooled class token, and the features
+    are the last block's output (CLIP); none: there is none.
+    """
+    keep_class_token: bool = False
+    """The class token is the first feature; else only patches are features."""
 
     def __post_init__(self) -> None:
-        if any(side % self.stem.stride for side in self.image_size):
+        truncates = isinstance(self.stem, PatchStem) and self.stem.truncate
+        if any(side % self.stem.stride for side in self.image_size) and not truncates:
             raise ValueError(
                 f"ViTConfig: image_size {self.image_size} is not a multiple of the stem's stride {self.stem.stride}"
             )
         if self.width % self.heads:
             raise ValueError(f"ViTConfig: width {self.width} does not divide by {self.heads} heads")
+        needs = "keep_class_token" if self.keep_class_token else "final_norm 'pooled'"
+        if not self.class_token and (self.keep_class_token or self.final_norm == "pooled"):
+            raise ValueError(f"ViTConfig: {needs} needs class_token")
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -78,11 +120,10 @@ class ViTConfig:
         """P, the number of patches of a picture of `image_size`."""
         return math.prod(self.grid)
 
-
-def normalise(images: UInt8[Array, "*N H W 3"], config: ViTConfig) -> Float[Array, "*N H W 3"]:
-    """uint8 pixels -> (pixels / 255 - mean) / std, float32."""
-    mean, std = jnp.asarray(config.mean), jnp.asarray(config.std)
-    return (images.astype(jnp.float32) / 255 - mean) / std
+    @property
+    def extra_tokens(self) -> int:
+        """Tokens ahead of the patches: class token and registers."""
+        return self.class_token + self.registers
 
 
 class Stem(nn.Module):
@@ -97,9 +138,12 @@ class Stem(nn.Module):
         if isinstance(stem, PatchStem):
             count, height, columns, _ = pixels.shape
             p = stem.patch
+            if stem.truncate:
+                pixels = pixels[:, : height // p * p, : columns // p * p]
             squares = pixels.reshape(count, height // p, p, columns // p, p, 3)
             shape, axes = (p, p, 3, width), (None, None, None, "embed")
-            map_patch = Projection("nhpwqc,pqcd->nhwd", shape, axes, p * p * 3, self.precision, 1, name="patch")
+            bias = int(stem.bias)
+            map_patch = Projection("nhpwqc,pqcd->nhwd", shape, axes, p * p * 3, self.precision, bias, name="patch")
             return map_patch(squares)
         x = pixels
         for i, (channels, stride) in enumerate(zip(stem.channels, stem.strides, strict=True)):
@@ -131,19 +175,21 @@ class Conv(nn.Module):
 
 
 class EncoderBlock(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)) (ViT, eq. 2 and 3)."""
+    """x + scale * attention(norm(x)), then x + scale * mlp(norm(x)) (ViT, eq. 2 and 3; the scales are optional)."""
 
     config: ViTConfig
     precision: Precision
+    collect: bool = False
+    """Gives its output a second time, for a scan to stack."""
 
     @nn.compact
-    def __call__(self, x: Float[Array, "N P D"], _: None = None) -> tuple[Float[Array, "N P D"], None]:
+    def __call__(self, x: Float[Array, "N T D"], _: None = None) -> tuple[Float[Array, "N T D"], Array | None]:
         c, precision = self.config, self.precision
         head = c.width // c.heads
         shape, axes = (c.width, c.heads, head), ("embed", "heads", "head_size")
         y = LayerNorm(precision, c.norm_epsilon, name="attention_norm")(x)
         q, k, v = (
-            Projection("npd,dhk->nphk", shape, axes, c.width, precision, 2, name=n)(y)
+            Projection("npd,dhk->nphk", shape, axes, c.width, precision, 2 * c.attention_bias, name=n)(y)
             for n in ("query", "key", "value")
         )
         q, k, v = (nn.with_logical_constraint(t, ("batch", "patches", "act_heads", "head_size")) for t in (q, k, v))
@@ -157,32 +203,51 @@ class EncoderBlock(nn.Module):
             1,
             name="out",
         )
-        x = x + out(y)
+        x = x + self._scaled("attention_scale", out(y))
         y = LayerNorm(precision, c.norm_epsilon, name="mlp_norm")(x)
-        x = x + MLP(c.width, c.mlp_width, precision, name="mlp")(y)
-        return nn.with_logical_constraint(x, ("batch", "patches", "act_embed")), None
+        x = x + self._scaled("mlp_scale", self._mlp()(y))
+        x = nn.with_logical_constraint(x, ("batch", "patches", "act_embed"))
+        return x, x if self.collect else None
+
+    def _mlp(self) -> nn.Module:
+        c = self.config
+        if c.gated_mlp:
+            return GatedMLP(c.width, c.mlp_width, self.precision, activation=c.activation, bias=True, name="mlp")
+        return MLP(c.width, c.mlp_width, self.precision, c.activation, name="mlp")
+
+    def _scaled(self, name: str, y: Float[Array, "N T D"]) -> Float[Array, "N T D"]:
+        if not self.config.layer_scale:
+            return y
+        init = nn.initializers.constant(1e-5)  # as DINOv2 is trained: branches come in slowly
+        return y * parameter(self, name, init, y.shape[-1:], ("norm",), self.precision).astype(y.dtype)
 
 
 class ViT(nn.Module):
-    """Normalised pictures -> patch features after the final norm."""
+    """Normalised pictures -> features."""
 
     config: ViTConfig
     precision: Precision = Precision()
 
-    @nn.compact
     def __call__(self, pixels: Float[Array, "N H W 3"]) -> Float[Array, "N P D"]:
         """Encodes N pictures of one size, a multiple of the stem's stride; positions are resampled to its grid.
 
         Returns:
-            [N, P, D] features, patches row by row.
+            [N, P, D] features, patches row by row, after the class token if that is kept.
         """
-        c, precision = self.config, self.precision
-        x = Stem(c, precision, name="stem")(pixels)
-        count, rows, columns, width = x.shape
-        shape, axes = (*c.grid, width), (None, None, "embed")
-        positions = parameter(self, "positions", nn.initializers.normal(0.02), shape, axes, precision)
-        x = (x + resample(positions, (rows, columns)).astype(x.dtype)).reshape(count, rows * columns, width)
-        x = nn.with_logical_constraint(x, ("batch", "patches", "act_embed"))
+        c = self.config
+        last = self._run(pixels, collect=False).last
+        patches = last[:, c.extra_tokens :]
+        return jnp.concatenate([last[:, :1], patches], 1) if c.keep_class_token else patches
+
+    def states(self, pixels: Float[Array, "N H W 3"]) -> EncoderStates:
+        """The same pass, but everything that there is on the way."""
+        return self._run(pixels, collect=True)
+
+    @nn.compact
+    def _run(self, pixels: Float[Array, "N H W 3"], collect: bool) -> EncoderStates:
+        c = self.config
+        x = self._embed(pixels)
+        hidden = [x]
         if c.layers:
             scanned = nn.scan(
                 remat(EncoderBlock, c.remat),
@@ -191,14 +256,37 @@ class ViT(nn.Module):
                 length=c.layers,
                 metadata_params={nn.PARTITION_NAME: "layers"},
             )
-            x, _ = scanned(c, precision, name="layers")(x, None)
-        return LayerNorm(precision, c.norm_epsilon, name="norm")(x)
+            x, stacked = scanned(c, self.precision, collect, name="layers")(x, None)
+            hidden += [] if stacked is None else list(stacked)
+        pooled = None
+        if c.final_norm != "none":
+            normed = LayerNorm(self.precision, c.norm_epsilon, name="norm")(x)
+            pooled = normed[:, 0] if c.class_token else None
+            x = normed if c.final_norm == "features" else x
+        return EncoderStates(tuple(hidden) if collect else (), x, pooled)
 
-
-def resample(
-    positions: Float[Array, "h w D"], grid: tuple[int, int], method: Literal["bicubic", "linear"] = "bicubic"
-) -> Float[Array, "H W D"]:
-    """Learned positions of one grid, interpolated to another (ViT, section 3.2); the same grid changes nothing."""
-    if positions.shape[:2] == grid:
-        return positions
-    return jax.image.resize(positions.astype(jnp.float32), (*grid, positions.shape[-1]), method)
+    def _embed(self, pixels: Float[Array, "N H W 3"]) -> Float[Array, "N T D"]:
+        """Stem and positions, after class token and registers: what enters the first block."""
+        c, precision = self.config, self.precision
+        x = Stem(c, precision, name="stem")(pixels)
+        count, rows, columns, width = x.shape
+        normal = nn.initializers.normal(0.02)
+        shape, axes = (*(c.position_grid or c.grid), width), (None, None, "embed")
+        positions = parameter(self, "positions", normal, shape, axes, precision)
+        x = x + resample(positions, (rows, columns), c.position_resampling).astype(x.dtype)
+        x = x.reshape(count, rows * columns, width)
+        ahead = []
+        if c.class_token:
+            token, position = (
+                parameter(self, name, normal, (width,), ("embed",), precision)
+                for name in ("class_token", "class_position")
+            )
+            ahead.append((token + position)[None])
+        if c.registers:
+            ahead.append(parameter(self, "registers", normal, (c.registers, width), (None, "embed"), precision))
+        if ahead:
+            tokens = jnp.concatenate(ahead).astype(x.dtype)
+            x = jnp.concatenate([jnp.broadcast_to(tokens, (count, *tokens.shape)), x], 1)
+        if c.stem_norm:
+            x = LayerNorm(precision, c.norm_epsilon, name="stem_norm")(x)
+        return nn.with_logical_constraint(x, ("batch", "patches", "act_embed"))

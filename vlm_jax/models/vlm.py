@@ -12,9 +12,9 @@ from vlm_jax.batch import Batch
 from vlm_jax.models.adapters import AdapterConfig, build_adapter
 from vlm_jax.models.cache import KeyValueCache
 from vlm_jax.models.decoder import Decoder, DecoderConfig
+from vlm_jax.models.encoders import EncoderConfig, build_encoder, normalise
 from vlm_jax.models.layers import Precision
 from vlm_jax.models.masks import reference_mask, within_window
-from vlm_jax.models.vit import ViT, ViTConfig, normalise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +22,7 @@ class VLMConfig:
     """What the model is made of. Owns what its parts share: the number formats."""
 
     decoder: DecoderConfig = dataclasses.field(default_factory=DecoderConfig)
-    encoder: ViTConfig | None = None
+    encoder: EncoderConfig | None = None
     adapter: AdapterConfig | None = None
     precision: Precision = Precision()
 
@@ -63,7 +63,7 @@ class VLM(nn.Module):
         c = self.config
         self.decoder = Decoder(c.decoder, c.precision)
         if c.encoder is not None and c.adapter is not None:
-            self.encoder = ViT(c.encoder, c.precision)
+            self.encoder = build_encoder(c.encoder, c.precision)
             self.adapter = build_adapter(c.adapter, c.encoder.grid, c.decoder.width, c.precision)
 
     def __call__(self, batch: Batch, output: Literal["logits", "hidden"] = "logits") -> Output:

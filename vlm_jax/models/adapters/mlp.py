@@ -5,18 +5,20 @@ import dataclasses
 import flax.linen as nn
 from jaxtyping import Array, Float
 
-from vlm_jax.models.layers import Precision, dense
+from vlm_jax.models.layers import ACTIVATIONS, Activation, Precision, dense
 
 
 @dataclasses.dataclass(frozen=True)
 class MLPAdapterConfig:
-    """A linear map (layers = 1) or an MLP with GELU, after an optional pixel-shuffle."""
+    """A linear map (layers = 1) or an MLP, after an optional pixel-shuffle."""
 
     layers: int = 2
     hidden: int = 0
     """Width between the layers; 0 = the decoder's width."""
     pixel_shuffle: int = 1
     """r: squares of r x r neighbouring features become one token of r² times the width (Idefics 3, section 3)."""
+    activation: Activation = "gelu_tanh"
+    bias: bool = True
 
     def __post_init__(self) -> None:
         if self.layers not in (1, 2, 3):
@@ -66,8 +68,7 @@ class MLPAdapter(nn.Module):
         for i in range(c.layers):
             last = i == c.layers - 1
             axes = ("features", "embed" if last else "mlp")
-            x = dense(x.shape[-1], self.width if last else hidden, axes, self.precision, bias=True, name=f"layer_{i}")(
-                x
-            )
-            x = x if last else nn.gelu(x)
+            outputs = self.width if last else hidden
+            x = dense(x.shape[-1], outputs, axes, self.precision, bias=c.bias, name=f"layer_{i}")(x)
+            x = x if last else ACTIVATIONS[c.activation](x)
         return x
