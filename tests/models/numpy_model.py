@@ -1,5 +1,7 @@
 """The model once more, in plain float64 NumPy, written from the papers and not from the code that it checks."""
 
+import math
+
 import numpy as np
 
 
@@ -22,7 +24,7 @@ def mask(batch, window=0):
     return sees
 
 
-def attention(queries, keys, values, sees=None):
+def attention(queries, keys, values, sees=None, scale=None, cap=0):
     """[S, H, K], [T, G, K], [T, G, K] -> [S, H, K]; rows that see nothing are zeros."""
     heads, groups = queries.shape[1], keys.shape[1]
     out = np.zeros_like(queries)
@@ -32,18 +34,63 @@ def attention(queries, keys, values, sees=None):
             seen = np.arange(len(keys)) if sees is None else np.flatnonzero(sees[i])
             if not len(seen):
                 continue
-            scores = keys[seen, g] @ query / np.sqrt(len(query))
+            scores = keys[seen, g] @ query * (scale or 1 / np.sqrt(len(query)))
+            scores = soft_cap(scores, cap)
             weights = np.exp(scores - scores.max())
             out[i, h] = (weights / weights.sum()) @ values[seen, g]
     return out
 
 
-def rotary(x, positions, base):
-    """[S, H, K]: pair (k, k + K/2) as one complex number, turned by position * base^(-2k/K)."""
+def soft_cap(x, cap):
+    return cap * np.tanh(x / cap) if cap else x
+
+
+def rotary(x, positions, base, scaling=None):
+    """[S, H, K]: pair (k, k + K/2) as one complex number, turned by position * its frequency."""
     half = x.shape[-1] // 2
-    turns = np.exp(1j * np.asarray(positions)[:, None] * base ** (-2 * np.arange(half) / (2 * half)))
-    turned = (x[..., :half] + 1j * x[..., half:]) * turns[:, None]
-    return np.concatenate([turned.real, turned.imag], -1)
+    turns = np.array([[frequency(k, 2 * half, base, scaling, positions) * at for k in range(half)] for at in positions])
+    turned = (x[..., :half] + 1j * x[..., half:]) * np.exp(1j * turns)[:, None]
+    return np.concatenate([turned.real, turned.imag], -1) * sharpness(scaling)
+
+
+def frequency(k, size, base, scaling, positions):
+    """Radians a position of pair k, one pair at a time."""
+    plain = base ** (-2 * k / size)
+    match type(scaling).__name__:
+        case "LinearRope":
+            return plain / scaling.factor
+        case "DynamicRope":
+            stretch = (max(positions) + 1) / scaling.original_context
+            if stretch <= 1:
+                return plain
+            return (base * (1 + scaling.factor * (stretch - 1)) ** (size / (size - 2))) ** (-2 * k / size)
+        case "Llama3Rope":
+            wavelength = 2 * np.pi / plain
+            if wavelength < scaling.original_context / scaling.high_frequency_factor:
+                return plain
+            if wavelength > scaling.original_context / scaling.low_frequency_factor:
+                return plain / scaling.factor
+            low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
+            smooth = (scaling.original_context / wavelength - low) / (high - low)
+            return (1 - smooth) * plain / scaling.factor + smooth * plain
+        case "YarnRope":
+            # The index whose frequency turns n times: base^(-2 i / size) * context = 2 pi n.
+            first, last = (
+                np.log(scaling.original_context / (2 * np.pi * n)) / np.log(base) * size / 2
+                for n in (scaling.beta_fast, scaling.beta_slow)
+            )
+            if scaling.truncate:
+                first, last = np.floor(first), np.ceil(last)
+            first, last = max(first, 0), min(last, size - 1)
+            slowed = min(max((k - first) / (last - first), 0), 1)
+            return plain * (1 - slowed) + plain / scaling.factor * slowed
+    return plain
+
+
+def sharpness(scaling):
+    if type(scaling).__name__ != "YarnRope":
+        return 1
+    return scaling.attention_factor or 1 + np.log(scaling.factor) / 10
 
 
 def rms_norm(x, scale, epsilon):
@@ -62,30 +109,61 @@ def silu(x):
     return x / (1 + np.exp(-x))
 
 
+def exact_gelu(x):
+    return x * np.array([0.5 * (1 + math.erf(v / math.sqrt(2))) for v in x.ravel()]).reshape(x.shape)
+
+
+ACTIVATIONS = {
+    "silu": silu,
+    "gelu": exact_gelu,
+    "gelu_tanh": gelu,
+    "quick_gelu": lambda x: x / (1 + np.exp(-1.702 * x)),
+    "relu": lambda x: np.maximum(x, 0),
+}
+
+
 def linear(x, p):
     return x @ p["kernel"] + p.get("bias", 0)
 
 
 def decoder(p, config, x, positions, batch):
-    """Embeddings [S, D] of row 0 of `batch` -> hidden states [S, D]."""
+    """Embeddings [S, D] of row 0 of `batch` -> [S, D] before the first layer, after each one, and after the norm."""
+
+    def norm(x, p):
+        return rms_norm(x, p["scale"] + config.norm_offset, config.norm_epsilon)
+
+    states = [x]
     for layer in range(config.layers):
         repeat, place = divmod(layer, len(config.pattern))
         block = take(p["layers"][f"block_{place}"], repeat)
-        y = rms_norm(x, block["attention_norm"]["scale"], config.norm_epsilon)
-        queries, keys, values = (
-            np.einsum("sd,dhk->shk", y, block["attention"][name]["kernel"]) for name in ("query", "key", "value")
-        )
-        queries, keys = rotary(queries, positions, config.rope_base), rotary(keys, positions, config.rope_base)
         sees = mask(batch, config.pattern[place].window)[0]
-        x = x + np.einsum("shk,hkd->sd", attention(queries, keys, values, sees), block["attention"]["out"]["kernel"])
-        y = rms_norm(x, block["mlp_norm"]["scale"], config.norm_epsilon)
-        mlp = block["mlp"]
-        x = x + linear(silu(linear(y, mlp["gate"])) * linear(y, mlp["up"]), mlp["down"])
-    return rms_norm(x, p["norm"]["scale"], config.norm_epsilon)
+        y = self_attention(block["attention"], config, norm(x, block["attention_norm"]), positions, sees, norm)
+        x = x + (norm(y, block["attention_post_norm"]) if config.post_norms else y)
+        y = gated_mlp(block["mlp"], config, norm(x, block["mlp_norm"]))
+        x = x + (norm(y, block["mlp_post_norm"]) if config.post_norms else y)
+        states.append(x)
+    return [*states, norm(x, p["norm"])]
+
+
+def self_attention(p, config, x, positions, sees, norm):
+    queries, keys, values = (
+        np.einsum("sd,dhk->shk", x, p[name]["kernel"]) + (p[name]["bias"] if config.attention_bias else 0)
+        for name in ("query", "key", "value")
+    )
+    if config.query_key_norm:
+        queries, keys = norm(queries, p["query_norm"]), norm(keys, p["key_norm"])
+    queries, keys = (rotary(t, positions, config.rope_base, config.rope_scaling) for t in (queries, keys))
+    y = attention(queries, keys, values, sees, config.query_scale, config.attention_softcap)
+    return np.einsum("shk,hkd->sd", y, p["out"]["kernel"]) + (p["out"]["bias"] if config.output_bias else 0)
+
+
+def gated_mlp(p, config, x):
+    gate, up, down = ((p[name]["kernel"], p[name]["bias"] if config.mlp_bias else 0) for name in ("gate", "up", "down"))
+    return (ACTIVATIONS[config.activation](x @ gate[0] + gate[1]) * (x @ up[0] + up[1])) @ down[0] + down[1]
 
 
 def unembed(p, config, hidden):
-    return hidden @ (p["embedding"].T if config.tied_embeddings else p["head"])
+    return soft_cap(hidden @ (p["embedding"].T if config.tied_embeddings else p["head"]), config.logit_softcap)
 
 
 def conv(x, p, stride):
@@ -159,7 +237,7 @@ def mlp_adapter(p, config, features, grid):
 
 def vlm(p, config, batch):
     """Logits [S, V] of row 0 of a batch."""
-    x = p["decoder"]["embedding"][np.asarray(batch.tokens)[0]].copy()
+    x = p["decoder"]["embedding"][np.asarray(batch.tokens)[0]] * config.decoder.embedding_scale
     if batch.images is not None:
         e = config.encoder
         visual = [
@@ -168,7 +246,7 @@ def vlm(p, config, batch):
         ]
         index = np.asarray(batch.visual_index)[0]
         x[index >= 0] = np.concatenate(visual)[index[index >= 0]]
-    hidden = decoder(p["decoder"], config.decoder, x, np.asarray(batch.positions)[0], batch)
+    hidden = decoder(p["decoder"], config.decoder, x, np.asarray(batch.positions)[0], batch)[-1]
     return unembed(p["decoder"], config.decoder, hidden)
 
 

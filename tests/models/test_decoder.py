@@ -1,5 +1,6 @@
 import dataclasses
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,8 +8,10 @@ import numpy_model
 import pytest
 
 from vlm_jax.losses.next_token import score_tokens
-from vlm_jax.models.decoder import DecoderConfig, SelfAttentionBlock
+from vlm_jax.models.decoder import Decoder, DecoderConfig, SelfAttentionBlock, shortest_pattern
 from vlm_jax.models.layers import Precision
+from vlm_jax.models.masks import reference_mask
+from vlm_jax.models.rope import DynamicRope, LinearRope, Llama3Rope, YarnRope
 from vlm_jax.models.vlm import VLM, VLMConfig
 
 ODD = DecoderConfig(
@@ -42,6 +45,108 @@ def test_decoder_is_that_of_plain_numpy(make, tied):
     real = np.asarray(batch.segment_ids)[0] != 0
     np.testing.assert_allclose(logits[0][real], numpy_model.vlm(make.float64(params), config, batch)[real], atol=1e-4)
     assert logits.dtype == jnp.float32
+
+
+OPTIONS = {
+    "embedding_scale": 1.7,
+    "rope_scaling": LinearRope(3.0),
+    "norm_offset": 1.0,
+    "post_norms": True,
+    "query_key_norm": True,
+    "query_scale": 0.9,
+    "attention_bias": True,
+    "output_bias": True,
+    "mlp_bias": True,
+    "activation": "gelu_tanh",
+    "attention_softcap": 1.5,
+    "logit_softcap": 1.5,
+}
+EACH_OPTION = [{name: value} for name, value in OPTIONS.items()]
+OTHER_VALUES = [
+    {"activation": "gelu"},
+    {"activation": "quick_gelu"},
+    {"activation": "relu"},
+    {"rope_scaling": DynamicRope(4.0, 5)},
+    {"rope_scaling": Llama3Rope(4.0, 1.0, 4.0, 50)},
+    {"rope_scaling": YarnRope(4.0, 50, beta_fast=8.0)},
+]
+
+
+@pytest.mark.parametrize("options", [*EACH_OPTION, *OTHER_VALUES, OPTIONS], ids=lambda o: "+".join(map(str, o)))
+def test_every_option_is_that_of_plain_numpy(make, options):
+    config = VLMConfig(dataclasses.replace(ODD, layers=2, **options))
+    batch = odd_batch(make)
+    params = make.params(VLM(config), batch)
+    exact = make.float64(params)
+    logits = np.asarray(jax.jit(VLM(config).apply)({"params": params}, batch).logits)[0]
+    real = np.asarray(batch.segment_ids)[0] != 0
+    expected = numpy_model.vlm(exact, config, batch)
+    np.testing.assert_allclose(logits[real], expected[real], atol=1e-4)
+    # The comparison would notice an option that is ignored.
+    without = numpy_model.vlm(exact, VLMConfig(dataclasses.replace(ODD, layers=2)), batch)
+    assert np.abs(without - expected)[real].max() > 0.02
+
+
+def test_hidden_states_are_those_between_the_layers(make):
+    config = VLMConfig(dataclasses.replace(ODD, **OPTIONS))
+    batch = odd_batch(make)
+    params = make.params(VLM(config), batch)
+    module = Decoder(config.decoder)
+
+    def states(params):
+        masks = tuple(reference_mask(batch, block.window) for block in ODD.pattern)
+        x = module.apply(params, batch.tokens, method="embed")
+        return module.apply(params, x, batch.positions, masks, method="hidden_states")
+
+    found = jax.jit(states)({"params": params["decoder"]})
+    exact = make.float64(params)
+    x = exact["decoder"]["embedding"][batch.tokens[0]] * config.decoder.embedding_scale
+    *between, last = numpy_model.decoder(exact["decoder"], config.decoder, x, batch.positions[0], batch)
+    real = batch.segment_ids[0] != 0
+    assert len(found) == ODD.layers + 1
+    for state, expected in zip(found, [*between[:-1], last], strict=True):
+        np.testing.assert_allclose(state[0][real], expected[real], atol=1e-4)
+    hidden = jax.jit(VLM(config).apply, static_argnames="output")({"params": params}, batch, output="hidden").hidden
+    np.testing.assert_allclose(found[-1], hidden, atol=1e-5)
+
+
+def test_options_work_with_a_cache(make):
+    config = VLMConfig(dataclasses.replace(ODD, layers=2, **OPTIONS))
+    prompt, whole = (make.pack([{"trunk": list(range(2, end))}], end - 2) for end in (9, 14))
+    params = {"params": make.params(VLM(config), whole)}
+    expected = jax.jit(VLM(config).apply, static_argnames="output")(params, whole, output="hidden").hidden
+    prefill = jax.jit(lambda p: VLM(config).apply(p, prompt, 12, method="prefill"))
+    hidden, cache = prefill(params)
+    np.testing.assert_allclose(hidden, expected[:, :7], atol=3e-5)
+    step = jax.jit(lambda *arguments: VLM(config).apply(*arguments, method="step"))
+    for at in range(7, 12):
+        positions = np.full((1, 1), at)
+        hidden, cache = step(params, whole.tokens[:, at : at + 1], positions, np.ones((1, 1), bool), cache)
+        np.testing.assert_allclose(hidden[0, 0], expected[0, at], atol=3e-5)
+
+
+def test_new_norms_start_as_ones(make):
+    config = dataclasses.replace(ODD, **OPTIONS)
+    params = nn.meta.unbox(VLM(VLMConfig(config)).init(jax.random.key(0), odd_batch(make)))["params"]["decoder"]
+    block = params["layers"]["block_0"]
+    for norm in (
+        *(block[name] for name in ("attention_norm", "attention_post_norm", "mlp_norm", "mlp_post_norm")),
+        *(block["attention"][name] for name in ("query_norm", "key_norm")),
+        params["norm"],
+    ):
+        np.testing.assert_array_equal(norm["scale"] + config.norm_offset, 1)
+
+
+def test_layers_become_the_shortest_pattern():
+    near, far = SelfAttentionBlock(window=4), SelfAttentionBlock()
+    for blocks, pattern in (
+        ([near] * 6, (near,)),
+        ([near, far] * 3, (near, far)),
+        ([near, far, near], (near, far, near)),
+        ([far, far, near] * 2, (far, far, near)),
+        ([far, far, near, near], (far, far, near, near)),
+    ):
+        assert shortest_pattern(blocks) == pattern
 
 
 def test_what_is_recomputed_does_not_change_gradients(make):
@@ -149,6 +254,8 @@ def test_sizes_that_cannot_be_are_refused():
         ({"key_value_heads": 4}, "6 heads do not divide by 4"),
         ({"layers": 5}, "5 layers are not a multiple"),
         ({"head_size": 5}, "is odd"),
+        ({"context": -1}, "context is -1"),
+        ({"logit_softcap": -30.0}, "cannot be negative"),
     ):
         with pytest.raises(ValueError, match=message):
             dataclasses.replace(ODD, **fields)

@@ -1,10 +1,10 @@
-"""The one entry point to attention, and rotary position embedding."""
+"""The one entry point to attention."""
 
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
 AttentionKernel = Literal["xla"]
 
@@ -15,8 +15,11 @@ def attention(
     values: Float[Array, "B T G K"],
     mask: Bool[Array, "B S T"] | None,
     kernel: AttentionKernel = "xla",
+    *,
+    scale: float | None = None,
+    softcap: float = 0.0,
 ) -> Float[Array, "B S H K"]:
-    """softmax(Q Kᵀ / sqrt(K) + mask) V (Vaswani et al. 2017, eq. 1), grouped: H query heads share G key heads.
+    """softmax(scale Q Kᵀ + mask) V (Vaswani et al. 2017, eq. 1), grouped: H query heads share G key heads.
 
     Args:
         queries: H heads of size K; heads h*H/G .. (h+1)*H/G - 1 use key head h.
@@ -24,20 +27,30 @@ def attention(
         mask: True = may be seen, `masks.reference_mask`; None = everything sees everything. A query that may see
             nothing (padding) gets finite values that mean nothing.
         kernel: the implementation; "xla" runs everywhere.
+        scale: of the scores; None = 1 / sqrt(K).
+        softcap: if positive, scores s become softcap * tanh(s / softcap) before the mask (Gemma Team 2024, Gemma 2,
+            section 2); no kernel has it, so that memory grows with S * T.
     """
+    if softcap:
+        return _capped_attention(queries, keys, values, mask, scale or queries.shape[-1] ** -0.5, softcap)
     expanded = None if mask is None else mask[:, None]
-    return jax.nn.dot_product_attention(queries, keys, values, mask=expanded, implementation=kernel)
+    return jax.nn.dot_product_attention(queries, keys, values, mask=expanded, scale=scale, implementation=kernel)
 
 
-def rotary(x: Float[Array, "B S H K"], positions: Int[Array, "B S"], base: float) -> Float[Array, "B S H K"]:
-    """Rotary position embedding (Su et al. 2021, eq. 34): turns pair (k, k + K/2) by angle position * base^(-2k/K).
-
-    Pairs lie half a head apart, which is the convention of Llama weights in Hugging Face format.
-    """
-    half = x.shape[-1] // 2
-    frequencies = base ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angles = positions[:, :, None, None].astype(jnp.float32) * frequencies
-    sine, cosine = jnp.sin(angles), jnp.cos(angles)
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    turned = jnp.concatenate([first * cosine - second * sine, second * cosine + first * sine], axis=-1)
-    return turned.astype(x.dtype)
+def _capped_attention(
+    queries: Float[Array, "B S H K"],
+    keys: Float[Array, "B T G K"],
+    values: Float[Array, "B T G K"],
+    mask: Bool[Array, "B S T"] | None,
+    scale: float,
+    softcap: float,
+) -> Float[Array, "B S H K"]:
+    rows, length, heads, size = queries.shape
+    grouped = queries.reshape(rows, length, keys.shape[2], -1, size)
+    scores = jnp.einsum("bsghk,btgk->bghst", grouped, keys, preferred_element_type=jnp.float32)
+    scores = softcap * jnp.tanh(scores * (scale / softcap))
+    if mask is not None:
+        # Finite, so that a row that sees nothing has gradients; far below any score, so that its weight is 0.
+        scores = jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min / 2)
+    weights = jax.nn.softmax(scores, axis=-1).astype(values.dtype)
+    return jnp.einsum("bghst,btgk->bsghk", weights, values).reshape(rows, length, heads, size)

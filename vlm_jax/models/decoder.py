@@ -1,6 +1,10 @@
-"""Decoder LLM of the Llama family: RMSNorm, rotary positions, grouped-query attention, SwiGLU; scanned."""
+"""Decoder LLM of the Llama family and its relatives: RMSNorm, rotary positions, grouped-query attention, a gated MLP.
+
+What sets Mistral, Qwen 2 and 3, Gemma 1 and 2 apart from Llama are fields of the config.
+"""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -8,9 +12,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from vlm_jax.models.attention import AttentionKernel, attention, rotary
+from vlm_jax.models.attention import AttentionKernel, attention
 from vlm_jax.models.cache import KeyValueCache, empty_cache
-from vlm_jax.models.layers import GatedMLP, Precision, Projection, RematPolicy, RMSNorm, parameter, remat
+from vlm_jax.models.layers import Activation, GatedMLP, Precision, Projection, RematPolicy, RMSNorm, parameter, remat
+from vlm_jax.models.rope import RopeScaling, Turns, rope_turns, rotary
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,8 +37,30 @@ class DecoderConfig:
     key_value_heads: int = 12
     head_size: int = 64
     mlp_width: int = 2048
+    context: int = 0
+    """The longest sequence that it was made for, in positions; 0 = no limit is known."""
     rope_base: float = 10_000.0
+    rope_scaling: RopeScaling | None = None
+    """How positions past those of pre-training are reached; None = as in the paper."""
     norm_epsilon: float = 1e-5
+    norm_offset: float = 0.0
+    """What is added to the scales of all norms; Gemma takes 1."""
+    post_norms: bool = False
+    """Also norms what a block's attention and MLP give, before it is added (Gemma 2)."""
+    query_key_norm: bool = False
+    """Norms each head of queries and keys before they are turned (Qwen 3)."""
+    query_scale: float = 0.0
+    """Multiplies attention scores; 0 = head_size^(-1/2)."""
+    attention_bias: bool = False
+    """Biases of queries, keys and values (Qwen 2)."""
+    output_bias: bool = False
+    """A bias of attention's output."""
+    mlp_bias: bool = False
+    activation: Activation = "silu"
+    attention_softcap: float = 0.0
+    """Scores s become cap * tanh(s / cap); 0 = they do not (Gemma 2)."""
+    logit_softcap: float = 0.0
+    """The same for logits."""
     tied_embeddings: bool = True
     embedding_scale: float = 1.0
     """Multiplies token embeddings on their way in; Gemma takes sqrt(width) (Gemma Team 2024)."""
@@ -52,11 +79,23 @@ class DecoderConfig:
             )
         if self.head_size % 2:
             raise ValueError(f"DecoderConfig: head_size {self.head_size} is odd; rotary positions turn pairs")
+        for name in ("context", "query_scale", "attention_softcap", "logit_softcap"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"DecoderConfig: {name} is {getattr(self, name)}; it cannot be negative")
 
     @property
     def repeats(self) -> int:
         """R, how often the pattern repeats."""
         return self.layers // len(self.pattern)
+
+
+def shortest_pattern(blocks: Sequence[SelfAttentionBlock]) -> tuple[SelfAttentionBlock, ...]:
+    """The shortest pattern whose repeats are these blocks, one a layer: (a, b, a, b) -> (a, b)."""
+    for size in range(1, len(blocks) + 1):
+        pattern = tuple(blocks[:size])
+        if len(blocks) % size == 0 and pattern * (len(blocks) // size) == tuple(blocks):
+            return pattern
+    return tuple(blocks)
 
 
 Masks = tuple[Bool[Array, "B S T"], ...]
@@ -67,7 +106,7 @@ State = tuple[Float[Array, "B S D"], KeyValueCache | None]
 
 
 class SelfAttention(nn.Module):
-    """Rotary, grouped-query self-attention, without biases; with a cache it writes S slots and reads all of them."""
+    """Rotary, grouped-query self-attention; with a cache it writes S slots and reads all of them."""
 
     config: DecoderConfig
     precision: Precision
@@ -78,7 +117,7 @@ class SelfAttention(nn.Module):
     def __call__(
         self,
         x: Float[Array, "B S D"],
-        positions: Int[Array, "B S"],
+        turns: Turns,
         mask: Bool[Array, "B S T"],
         cache: KeyValueCache | None,
         repeat: Int[Array, ""],
@@ -88,19 +127,26 @@ class SelfAttention(nn.Module):
         def project(name: str, heads: int) -> Array:
             axes = ("embed", "heads" if name == "query" else "key_value_heads", "head_size")
             shape = (c.width, heads, c.head_size)
-            y = Projection("bsd,dhk->bshk", shape, axes, c.width, precision, name=name)(x)
+            bias_dims = 2 if c.attention_bias else 0
+            y = Projection("bsd,dhk->bshk", shape, axes, c.width, precision, bias_dims, name=name)(x)
             return nn.with_logical_constraint(y, ("batch", "length", "act_heads", "head_size"))
 
         queries, keys = project("query", c.heads), project("key", c.key_value_heads)
         values = project("value", c.key_value_heads)
-        queries, keys = rotary(queries, positions, c.rope_base), rotary(keys, positions, c.rope_base)
+        if c.query_key_norm:
+            queries = RMSNorm(precision, c.norm_epsilon, c.norm_offset, name="query_norm")(queries)
+            keys = RMSNorm(precision, c.norm_epsilon, c.norm_offset, name="key_norm")(keys)
+        queries, keys = rotary(queries, turns), rotary(keys, turns)
         if cache is not None:
             cache, keys, values = self.remember(cache, repeat, keys, values, x.shape[1])
-        y = attention(queries, keys, values, mask, c.attention_kernel)
+        query_scale = c.query_scale or None
+        y = attention(queries, keys, values, mask, c.attention_kernel, scale=query_scale, softcap=c.attention_softcap)
         shape, axes = (c.heads, c.head_size, c.width), ("heads", "head_size", "embed")
         scale = (2 * c.layers) ** -0.5
         fan_in = c.heads * c.head_size
-        return Projection("bshk,hkd->bsd", shape, axes, fan_in, precision, scale=scale, name="out")(y), cache
+        bias_dims = 1 if c.output_bias else 0
+        out = Projection("bshk,hkd->bsd", shape, axes, fan_in, precision, bias_dims, scale=scale, name="out")
+        return out(y), cache
 
     def remember(
         self, cache: KeyValueCache, repeat: Array, keys: Array, values: Array, count: int
@@ -123,36 +169,46 @@ class SelfAttention(nn.Module):
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x))."""
+    """x + attention(norm(x)), then x + mlp(norm(x)); with `post_norms` both branches are normed at their end too."""
 
     config: DecoderConfig
     precision: Precision
     place: int
 
     @nn.compact
-    def __call__(self, state: State, positions: Array, mask: Array, repeat: Array) -> State:
+    def __call__(self, state: State, turns: Turns, mask: Array, repeat: Array) -> State:
         c, precision = self.config, self.precision
         x, cache = state
-        y = RMSNorm(precision, c.norm_epsilon, name="attention_norm")(x)
-        y, cache = SelfAttention(c, precision, self.place, name="attention")(y, positions, mask, cache, repeat)
-        x = x + y
-        y = RMSNorm(precision, c.norm_epsilon, name="mlp_norm")(x)
-        x = x + GatedMLP(c.width, c.mlp_width, precision, (2 * c.layers) ** -0.5, name="mlp")(y)
+
+        def norm(name: str, x: Array) -> Array:
+            return RMSNorm(precision, c.norm_epsilon, c.norm_offset, name=name)(x)
+
+        attend = SelfAttention(c, precision, self.place, name="attention")
+        y, cache = attend(norm("attention_norm", x), turns, mask, cache, repeat)
+        x = x + (norm("attention_post_norm", y) if c.post_norms else y)
+        scale = (2 * c.layers) ** -0.5
+        mlp = GatedMLP(c.width, c.mlp_width, precision, scale, c.activation, c.mlp_bias, name="mlp")
+        y = mlp(norm("mlp_norm", x))
+        x = x + (norm("mlp_post_norm", y) if c.post_norms else y)
         return nn.with_logical_constraint(x, ("batch", "length", "act_embed")), cache
 
 
 class Pattern(nn.Module):
-    """One repeat of the pattern: the body of the scan."""
+    """One repeat of the pattern: the body of the scan. With `every` it also gives what comes out of each block."""
 
     config: DecoderConfig
     precision: Precision
 
     @nn.compact
-    def __call__(self, state: State, repeat: Array, positions: Array, masks: Masks) -> tuple[State, None]:
+    def __call__(
+        self, state: State, repeat: Array, turns: Turns, masks: Masks, every: bool
+    ) -> tuple[State, tuple[Float[Array, "B S D"], ...]]:
         block = remat(Block, self.config.remat)
+        outputs = []
         for place, mask in enumerate(masks):
-            state = block(self.config, self.precision, place, name=f"block_{place}")(state, positions, mask, repeat)
-        return state, None
+            state = block(self.config, self.precision, place, name=f"block_{place}")(state, turns, mask, repeat)
+            outputs.append(state[0])
+        return state, tuple(outputs) if every else ()
 
 
 class Decoder(nn.Module):
@@ -169,12 +225,12 @@ class Decoder(nn.Module):
             Pattern,
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=(0, nn.broadcast, nn.broadcast),
+            in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
             length=c.repeats,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
         self.layers = scanned(c, self.precision)
-        self.norm = RMSNorm(self.precision, c.norm_epsilon)
+        self.norm = RMSNorm(self.precision, c.norm_epsilon, c.norm_offset)
         if not c.tied_embeddings:
             self.head = parameter(self, "head", init, shape[::-1], ("embed", "vocab"), self.precision)
 
@@ -198,17 +254,39 @@ class Decoder(nn.Module):
             masks: for each block of the pattern, True where query s may see key t; T = S, or the cache's slots.
             cache: if given, its last S claimed slots are written (`KeyValueCache.append` first).
         """
-        (x, cache), _ = self.layers((x, cache), jnp.arange(self.config.repeats), positions, masks)
+        (x, cache), _ = self._run(x, positions, masks, cache, every=False)
         return self.norm(x), cache
+
+    def hidden_states(
+        self, x: Float[Array, "B S D"], positions: Int[Array, "B S"], masks: Masks
+    ) -> tuple[Float[Array, "B S D"], ...]:
+        """What `__call__` computes, layer by layer: layers + 1 arrays.
+
+        The first is `x`, then comes what each layer gives, but the last one is taken after the final norm: these are
+        the `hidden_states` of transformers.
+        """
+        (last, _), blocks = self._run(x, positions, masks, None, every=True)
+        each = [block[repeat] for repeat in range(self.config.repeats) for block in blocks]
+        return (x, *each[:-1], self.norm(last))
+
+    def _run(
+        self, x: Array, positions: Array, masks: Masks, cache: KeyValueCache | None, *, every: bool
+    ) -> tuple[State, tuple[Float[Array, "R B S D"], ...]]:
+        """All layers; with `every` also what comes out of each block of the pattern, in each repeat."""
+        c = self.config
+        turns = rope_turns(positions, c.head_size, c.rope_base, c.rope_scaling)
+        result: tuple[State, tuple[Array, ...]] = self.layers((x, cache), jnp.arange(c.repeats), turns, masks, every)
+        return result
 
     def unembed(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
         """Hidden states -> logits, float32."""
-        dtype = jnp.dtype(self.precision.compute)
+        dtype, cap = jnp.dtype(self.precision.compute), self.config.logit_softcap
         if self.config.tied_embeddings:
             equation, kernel = "...d,vd->...v", self.embedding
         else:
             equation, kernel = "...d,dv->...v", self.head
-        return jnp.einsum(equation, hidden.astype(dtype), kernel.astype(dtype), preferred_element_type=jnp.float32)
+        logits = jnp.einsum(equation, hidden.astype(dtype), kernel.astype(dtype), preferred_element_type=jnp.float32)
+        return cap * jnp.tanh(logits / cap) if cap else logits
 
     def empty_cache(self, rows: int, length: int) -> KeyValueCache:
         """A cache of `length` slots for `rows` rows."""
