@@ -8,8 +8,11 @@ from typing import Any
 
 import numpy as np
 from gguf import GGMLQuantizationType, GGUFReader, dequantize
+from jax.sharding import Mesh
 
+from vlm_jax.convert.hf import Progress, load_tensors
 from vlm_jax.errors import UserError
+from vlm_jax.models.decoder import DecoderConfig
 
 SUPPORTED = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q4_K", "Q6_K")
 """Element types that are read; quantised ones become float32."""
@@ -152,6 +155,33 @@ class GGUFTensors:
         if self.architecture.norm_offset and projection.endswith("norm"):
             return lambda array: array - np.float32(self.architecture.norm_offset)
         return lambda array: array
+
+
+def load_gguf(
+    source: str | Path | GGUFTensors,
+    *,
+    dtype: str | None = None,
+    mesh: Mesh | None = None,
+    progress: Progress | None = None,
+) -> tuple[DecoderConfig, dict[str, Any]]:
+    """Reads the LLM in a GGUF file.
+
+    Args:
+        source: the file, or its tensors where they are open already (a large vocabulary takes seconds to parse).
+        dtype: that parameters are held in ("float32", "bfloat16"); None = float32.
+        mesh: where parameters go; None = the first device.
+        progress: told how far it is.
+
+    Returns:
+        (config, parameters of `Decoder`).
+
+    Raises:
+        UserError: if the file is damaged, or its architecture or element types are not supported.
+    """
+    tensors = source if isinstance(source, GGUFTensors) else GGUFTensors(source)
+    config, params = load_tensors(tensors.config, tensors, dtype=dtype, mesh=mesh, progress=progress)
+    assert isinstance(config, DecoderConfig)
+    return config, params
 
 
 def huggingface_name(name: str, architecture: Architecture) -> str:

@@ -13,9 +13,12 @@ from typing import Any
 import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
+from jax.sharding import Mesh
 from onnx import numpy_helper
 
+from vlm_jax.convert.hf import Progress, load_tensors
 from vlm_jax.errors import UserError
+from vlm_jax.models.vit import ViTConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,6 +114,38 @@ class ONNXTensors:
         if len(shapes) == 1:
             return shapes[0]
         return (shapes[0][0], sum(shape[1] for shape in shapes), *shapes[0][2:])
+
+
+def load_onnx(
+    path: str | Path,
+    prefix: str = "backbone.",
+    *,
+    dtype: str | None = None,
+    mesh: Mesh | None = None,
+    progress: Progress | None = None,
+) -> tuple[ViTConfig, dict[str, Any]]:
+    """Reads the DINOv2 in an ONNX file that PyTorch exported from transformers' implementation.
+
+    Args:
+        path: the file.
+        prefix: where the model is in the exported module, with its dot; "" = it is the module.
+        dtype: that parameters are held in ("float32", "bfloat16"); None = as stored.
+        mesh: where parameters go; None = the first device.
+        progress: told how far it is.
+
+    Returns:
+        (config, parameters of `ViT`); the image size is the one that the graph was traced for.
+
+    Raises:
+        UserError: if the file is damaged, or there is no DINOv2 below the prefix.
+    """
+    tensors = ONNXTensors(path, prefix)
+    config, params = load_tensors(read_dinov2_config(tensors), tensors, dtype=dtype, mesh=mesh, progress=progress)
+    assert isinstance(config, ViTConfig)
+    size = traced_size(tensors)
+    if size is None:
+        return config, params
+    return dataclasses.replace(config, image_size=size, position_grid=config.position_grid or config.grid), params
 
 
 def read_dinov2_config(tensors: ONNXTensors) -> dict[str, Any]:
