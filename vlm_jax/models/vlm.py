@@ -18,6 +18,20 @@ from vlm_jax.models.masks import reference_mask, within_window
 
 
 @dataclasses.dataclass(frozen=True)
+class PromptLayout:
+    """What an imported model expects of its prompt."""
+
+    image_token: int
+    """Id that stands where visual tokens go, once for each of them."""
+    bidirectional: Literal["none", "images", "prompt"] = "none"
+    """Who sees each other in both directions: nobody, the visual tokens of one picture, or the whole prompt with its
+    pictures (PaliGemma, section 3.2.1).
+    """
+    first_position: int = 0
+    """Position of the first token; PaliGemma counts from 1."""
+
+
+@dataclasses.dataclass(frozen=True)
 class VLMConfig:
     """What the model is made of. Owns what its parts share: the number formats."""
 
@@ -25,6 +39,8 @@ class VLMConfig:
     encoder: EncoderConfig | None = None
     adapter: AdapterConfig | None = None
     precision: Precision = Precision()
+    layout: PromptLayout | None = None
+    """Of an imported model; None = trained here, with a prompt as its template makes it."""
 
     def __post_init__(self) -> None:
         if (self.encoder is None) != (self.adapter is None):
@@ -73,11 +89,14 @@ class VLM(nn.Module):
             batch: packed rows (`vlm_jax/batch.py`).
             output: "logits" float32[B, S, V], or "hidden" [B, S, D] for a loss that unembeds in chunks.
         """
-        masks = tuple(reference_mask(batch, block.window) for block in self.config.decoder.pattern)
-        hidden, _ = self.decoder(self.embed(batch), batch.positions, masks)
+        hidden, _ = self.decoder(self.embed(batch), batch.positions, self._masks(batch))
         if output == "hidden":
             return Output(hidden=hidden)
         return Output(logits=self.decoder.unembed(hidden))
+
+    def hidden_states(self, batch: Batch) -> tuple[Float[Array, "B S D"], ...]:
+        """What the decoder makes of packed rows layer by layer (`Decoder.hidden_states`): layers + 1 arrays."""
+        return self.decoder.hidden_states(self.embed(batch), batch.positions, self._masks(batch))
 
     def encode(self, images: UInt8[Array, "N H W 3"]) -> Float[Array, "N P D"]:
         """Pictures -> the encoder's features, which `Batch.features` may carry in place of pictures."""
@@ -113,7 +132,7 @@ class VLM(nn.Module):
         rows, prompt = batch.tokens.shape
         cache = self.decoder.empty_cache(rows, length).append(batch.positions, batch.segment_ids != 0)
         widen = ((0, 0), (0, 0), (0, length - prompt))
-        masks = tuple(jnp.pad(reference_mask(batch, block.window), widen) for block in self.config.decoder.pattern)
+        masks = tuple(jnp.pad(mask, widen) for mask in self._masks(batch))
         hidden, filled = self.decoder(self.embed(batch), batch.positions, masks, cache)
         assert filled is not None
         return hidden, filled
@@ -141,6 +160,9 @@ class VLM(nn.Module):
         hidden, filled = self.decoder(self.decoder.embed(tokens), positions, masks, cache)
         assert filled is not None
         return hidden, filled
+
+    def _masks(self, batch: Batch) -> tuple[Bool[Array, "B S S"], ...]:
+        return tuple(reference_mask(batch, block.window) for block in self.config.decoder.pattern)
 
     @staticmethod
     def _windowed(sees: Array, positions: Array, cache: KeyValueCache, window: int) -> Array:
