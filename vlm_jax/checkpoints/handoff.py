@@ -13,38 +13,26 @@ from flax import traverse_util
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
-from vlm_jax.batch import Batch
+from vlm_jax import parallel
 from vlm_jax.checkpoints.checksums import damaged_leaves, seal, tree_checksums, unseal
 from vlm_jax.checkpoints.manager import check_model, damaged, read_step_files, verify
 from vlm_jax.errors import UserError
-from vlm_jax.models.vlm import VLM
-from vlm_jax.parallel import parameter_shardings, use_mesh, without_axes
+from vlm_jax.models.abstract import Model, boxed_params, initialise
+from vlm_jax.parallel import use_mesh
 
 
-def _example_batch(model: VLM) -> Batch:
-    config = model.config
-    slots = 1 if config.encoder else 0
-    return Batch.spec(1, 2 + config.prompt_tokens, images=slots, image_size=config.image_size)
-
-
-def abstract_params(model: VLM, mesh: Mesh | None = None) -> dict[str, Any]:
+def abstract_params(model: Model, mesh: Mesh | None = None) -> dict[str, Any]:
     """Shapes and dtypes of all parameters, without memory; with a mesh also their shardings."""
-    boxed = jax.eval_shape(model.init, jax.random.key(0), _example_batch(model))["params"]
-    shapes = without_axes(boxed)
-    if mesh is None:
-        return shapes
-    shardings = parameter_shardings(boxed, mesh)
-    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+    return parallel.abstract_params(boxed_params(model), mesh)
 
 
-def logical_axes(model: VLM) -> dict[str, tuple[str | None, ...]]:
+def logical_axes(model: Model) -> dict[str, tuple[str | None, ...]]:
     """Logical axes of every parameter, by name."""
-    boxed = jax.eval_shape(model.init, jax.random.key(0), _example_batch(model))["params"]
-    specs = traverse_util.flatten_dict(nn.get_partition_spec(boxed), sep="/")
+    specs = traverse_util.flatten_dict(nn.get_partition_spec(boxed_params(model)), sep="/")
     return {name: tuple(spec) for name, spec in specs.items()}
 
 
-def initialise_missing(model: VLM, mesh: Mesh, seed: int, loaded: PyTree | None = None) -> dict[str, Any]:
+def initialise_missing(model: Model, mesh: Mesh, seed: int, loaded: PyTree | None = None) -> dict[str, Any]:
     """Every parameter: those loaded as they are, the others drawn under jit, each straight into its sharding.
 
     Args:
@@ -61,8 +49,7 @@ def initialise_missing(model: VLM, mesh: Mesh, seed: int, loaded: PyTree | None 
 
     @functools.partial(jax.jit, out_shardings=shardings)
     def draw(key: jax.Array) -> dict[str, jax.Array]:
-        batch = jax.tree.map(lambda x: jax.numpy.zeros(x.shape, x.dtype), _example_batch(model))
-        drawn = traverse_util.flatten_dict(nn.meta.unbox(model.init(key, batch))["params"], sep="/")
+        drawn = traverse_util.flatten_dict(nn.meta.unbox(initialise(model, key)), sep="/")
         return {name: drawn[name] for name in missing}
 
     # "rbg" draws the same on any sharding, as threefry does, and compiles several times faster where kernels are many.

@@ -2,6 +2,7 @@
 
 from vlm_jax.parallel.mesh import (
     MeshConfig,
+    abstract_params,
     batch_sharding,
     build_mesh,
     check_fits,
@@ -13,6 +14,7 @@ from vlm_jax.parallel.mesh import (
 
 __all__ = [
     "MeshConfig",
+    "abstract_params",
     "batch_sharding",
     "build_mesh",
     "check_fits",

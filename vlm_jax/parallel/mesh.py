@@ -84,6 +84,15 @@ def parameter_shardings(boxed: PyTree, mesh: Mesh) -> PyTree[NamedSharding]:
     return nn.logical_to_mesh_sharding(nn.get_partition_spec(boxed), mesh, RULES)
 
 
+def abstract_params(boxed: PyTree, mesh: Mesh | None = None) -> dict[str, Any]:
+    """Shapes and dtypes of parameters, with a mesh also their shardings, from abstract ones with logical axes."""
+    shapes = without_axes(boxed)
+    if mesh is None:
+        return shapes
+    shardings = parameter_shardings(boxed, mesh)
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+
+
 def check_fits(abstract: PyTree[jax.ShapeDtypeStruct], mesh: Mesh) -> None:
     """Makes sure that every parameter divides among the devices that share it.
 

@@ -1,0 +1,156 @@
+"""Hugging Face directories in and out: `load_hf` and `save_hf`."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+from jaxtyping import PyTree
+
+from vlm_jax.convert.families import FAMILIES, Family, find_family
+from vlm_jax.convert.streaming import cast_dtypes, load_rows, stored_dtypes
+from vlm_jax.convert.tensors import Renamed, SafetensorsDirectory, Tensors
+from vlm_jax.convert.writing import SHARD_BYTES, new_directory, write_rows
+from vlm_jax.errors import UserError
+from vlm_jax.models.abstract import ModelConfig, boxed_params, build_model
+from vlm_jax.parallel import abstract_params
+
+Progress = Callable[[int, int], None]
+"""Called with (bytes done, bytes in all)."""
+
+
+def load_hf(
+    path: str | Path, *, dtype: str | None = None, mesh: Mesh | None = None, progress: Progress | None = None
+) -> tuple[ModelConfig, dict[str, Any]]:
+    """Reads a local Hugging Face directory: config.json and safetensors, sharded or not.
+
+    Args:
+        path: the directory.
+        dtype: that parameters are held in ("float32", "bfloat16"); None = as stored (float16 becomes float32).
+        mesh: where parameters go; None = the first device.
+        progress: told how far it is.
+
+    Returns:
+        (config, parameters): of an LLM alone a DecoderConfig and the parameters of `Decoder`, of an image encoder its
+        config and parameters, of a vision-language model a VLMConfig and the parameters of `VLM`.
+
+    Raises:
+        UserError: if the directory is no model of a known architecture, or its files are damaged.
+    """
+    where = Path(path)
+    return load_tensors(read_hf_config(where), SafetensorsDirectory(where), dtype=dtype, mesh=mesh, progress=progress)
+
+
+def load_tensors(
+    hf: Mapping[str, Any],
+    tensors: Tensors,
+    *,
+    dtype: str | None = None,
+    mesh: Mesh | None = None,
+    progress: Progress | None = None,
+) -> tuple[ModelConfig, dict[str, Any]]:
+    """`load_hf` from tensors of any origin.
+
+    Args:
+        hf: the content of a config.json.
+        tensors: under the names that the architecture has there.
+        dtype, mesh, progress: as of `load_hf`.
+    """
+    family = find_family(hf, tensors.where)
+    config = family_config(family, hf, tensors.where)
+    rows = family.rows(config)
+    present = Renamed(tensors, family.RENAMED)
+    abstract = abstract_params(boxed_params(build_model(config)), mesh)
+    abstract = cast_dtypes(abstract, dtype) if dtype else stored_dtypes(rows, present, abstract)
+    return config, load_rows(rows, present, abstract, family.DROPPED, progress)
+
+
+def save_hf(
+    config: ModelConfig,
+    params: PyTree,
+    path: str | Path,
+    *,
+    shard_bytes: int = SHARD_BYTES,
+    progress: Progress | None = None,
+) -> None:
+    """Writes config.json and model.safetensors, which transformers loads; dtypes are kept.
+
+    The directory appears when it is whole.
+
+    Args:
+        config: of a VLM, a decoder or an encoder.
+        params: its parameters, as `load_hf` gives them.
+        path: a directory that does not exist or is empty.
+        shard_bytes: larger models are cut into files of at most this size, with an index.
+        progress: told how far it is.
+
+    Raises:
+        UserError: if no architecture of transformers can express the config, or the directory cannot be written.
+    """
+    with new_directory(Path(path)) as directory:
+        write_hf(config, params, directory, shard_bytes=shard_bytes, progress=progress)
+
+
+def write_hf(
+    config: ModelConfig,
+    params: PyTree,
+    directory: Path,
+    *,
+    shard_bytes: int = SHARD_BYTES,
+    progress: Progress | None = None,
+) -> None:
+    """`save_hf` into a directory that is there already, file by file."""
+    family, hf = find_writer(config)
+    leaves = [str(leaf.dtype) for leaf in jax.tree.leaves(params)]
+    hf = {**hf, "dtype": max(set(leaves), key=leaves.count)}
+    write_rows(family.rows(config), params, directory, shard_bytes, progress)
+    (directory / "config.json").write_text(json.dumps(hf, indent=2) + "\n", encoding="utf-8")
+
+
+def find_writer(config: ModelConfig) -> tuple[Family, dict[str, Any]]:
+    """The family that can express a config, and the config.json.
+
+    Raises:
+        UserError: if there is none; it says what stands in the way.
+    """
+    refusals = []
+    for family in {id(family): family for _, family in sorted(FAMILIES.items())}.values():
+        try:
+            hf = family.write_config(config)
+        except UserError as error:
+            refusals.append(str(error))
+            continue
+        if hf is not None:
+            return family, hf
+    reason = "; ".join(dict.fromkeys(refusals)) or "no architecture has these parts"
+    raise UserError(f"this {type(config).__name__} cannot be written in Hugging Face format: {reason}")
+
+
+def read_hf_config(path: Path) -> dict[str, Any]:
+    """The content of a directory's config.json.
+
+    Raises:
+        UserError: if there is none, or it is not a JSON object.
+    """
+    file = path / "config.json"
+    if not file.is_file():
+        raise UserError(f"{path}: there is no config.json; give a directory that Hugging Face's save_pretrained wrote")
+    try:
+        hf = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file}: not readable as JSON ({error}); copy it again") from None
+    if not isinstance(hf, dict):
+        raise UserError(f"{file}: holds no JSON object; copy it again")
+    return hf
+
+
+def family_config(family: Family, hf: Mapping[str, Any], where: str) -> Any:
+    """`family.read_config`, whose surprises at a damaged config.json become errors of the user's input."""
+    try:
+        return family.read_config(hf)
+    except KeyError as error:
+        raise UserError(f"{where}: config.json lacks the field {error}; copy it again") from None
+    except (TypeError, ValueError, ArithmeticError) as error:
+        raise UserError(f"{where}: config.json cannot be used ({error}); copy it again") from None
