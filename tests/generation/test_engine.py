@@ -1,6 +1,5 @@
 import dataclasses
 import itertools
-from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -12,7 +11,7 @@ from data_pipelines.template import Processor, TemplateConfig
 from vlm_jax.batch import Batch
 from vlm_jax.errors import UserError
 from vlm_jax.generation import Engine, Sampler, decoding, question
-from vlm_jax.generation.engine import _by_pictures
+from vlm_jax.generation.batches import by_pictures
 from vlm_jax.models.vlm import VLM, VLMConfig
 
 NEW = 6
@@ -116,17 +115,17 @@ def test_batches_of_one_bucket_compile_once(mu, prompts):
     letters = [question("q" * n, [prompts[0].trunk[0]]) for n in (25, 26, 28, 24, 30, 25, 29)]
     lengths = {engine.render(prompt).length for prompt in letters}
     assert len(lengths) > 4
-    before = decoding.decode._cache_size()
+    before = decoding.advance._cache_size()
     engine.generate(letters[:3], max_new_tokens=5)
-    once = decoding.decode._cache_size()
+    once = decoding.advance._cache_size()
     assert once == before + 1
     engine.generate(letters[3:6], max_new_tokens=5)
     engine.generate(letters[2:5][::-1], max_new_tokens=7, seed=3)
-    assert decoding.decode._cache_size() == once
+    assert decoding.advance._cache_size() == once
     # Nine prompts of the same bucket, in three full batches, and their pictures in one.
     encoders = decoding.encode._cache_size()
     engine.generate((letters * 2)[:9], max_new_tokens=8)
-    assert decoding.decode._cache_size() == once
+    assert decoding.advance._cache_size() == once
     assert decoding.encode._cache_size() == encoders
 
 
@@ -141,11 +140,11 @@ def test_every_distinct_picture_is_encoded_once(engine, prompts, monkeypatch):
 def test_pictures_are_taken_some_at_a_time(engine, prompts):
     rendered = [engine.render(prompt) for prompt in prompts] * 2
     for limit in (1, 2, 3):
-        groups = list(_by_pictures(rendered, limit))
+        groups = list(by_pictures(rendered, limit))
         assert sorted(itertools.chain(*groups)) == list(range(len(rendered)))
         shown = [{image for number in group for image in rendered[number].images} for group in groups]
         assert all(len(images) <= max(limit, 2) for images in shown)
-    assert len(list(_by_pictures(rendered, 3))) == 1
+    assert len(list(by_pictures(rendered, 3))) == 1
 
 
 def test_progress_counts_up_to_all(engine, prompts):
@@ -163,21 +162,6 @@ def test_a_stream_joined_is_the_answer(engine, prompts, answers):
     for seed in range(3):
         whole = engine.generate(prompts[:1], max_new_tokens=8, sampler=sampler, seed=seed)[0]
         assert "".join(engine.stream(prompts[0], max_new_tokens=8, sampler=sampler, seed=seed)) == whole
-
-
-def test_a_stream_gives_whole_characters(engine, prompts, monkeypatch):
-    tokenizer = engine.processor.tokenizer
-    # A character that the tokenizer does not know goes byte by byte, and a stray byte is told at the end.
-    script = [*tokenizer.encode("no€"), *tokenizer.encode("€")[-3:-1]]
-    states = [SimpleNamespace(token=[token], ended=[False]) for token in script]
-    states[-1].ended = [True]
-    rest = iter(states)
-    monkeypatch.setattr(decoding, "start", lambda *_: next(rest))
-    monkeypatch.setattr(decoding, "advance", lambda *_: next(rest))
-    pieces = list(engine.stream(prompts[1]))
-    assert "".join(pieces[:-1]) == "no€"
-    assert "€" in pieces
-    assert set(pieces[-1]) == {"\ufffd"}
 
 
 def test_what_cannot_be_answered_is_refused_in_one_line(mu, engine, prompts):

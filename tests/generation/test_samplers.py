@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from vlm_jax.errors import UserError
 from vlm_jax.generation import Sampler
+from vlm_jax.generation.samplers import restrict, settings_of
 
 # Sixteenths, so that ties come often and are exact.
 logits_rows = st.lists(st.integers(-128, 128).map(lambda n: n / 16), min_size=6, max_size=6)
@@ -14,7 +15,7 @@ shared = settings(max_examples=40, deadline=None)
 
 
 def allowed(sampler, row):
-    return np.isfinite(np.asarray(sampler.restrict(jnp.asarray([row], jnp.float32)))[0])
+    return np.isfinite(np.asarray(restrict(jnp.asarray([row], jnp.float32), settings_of([sampler])))[0])
 
 
 @shared
@@ -40,7 +41,7 @@ def test_top_p_keeps_the_smallest_most_likely_set_with_that_mass(row, p, tempera
 @shared
 @given(logits_rows)
 def test_without_limits_every_token_may_come_and_temperature_divides(row):
-    found = np.asarray(Sampler(0.5).restrict(jnp.asarray([row], jnp.float32)))[0]
+    found = np.asarray(restrict(jnp.asarray([row], jnp.float32), settings_of([Sampler(0.5)])))[0]
     np.testing.assert_allclose(found, (np.array(row) - max(row)) / 0.5, atol=1e-4)
 
 

@@ -2,6 +2,7 @@
 
 from vlm_jax.generation.chat import Chat, Picture, as_image, generate, question
 from vlm_jax.generation.engine import Engine
+from vlm_jax.generation.requests import Piece, Request, Score
 from vlm_jax.generation.samplers import Sampler
 
-__all__ = ["Chat", "Engine", "Picture", "Sampler", "as_image", "generate", "question"]
+__all__ = ["Chat", "Engine", "Picture", "Piece", "Request", "Sampler", "Score", "as_image", "generate", "question"]

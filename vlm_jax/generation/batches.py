@@ -1,10 +1,11 @@
 """From rendered prompts to padded batches whose shapes are few, so that compilations are few too."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
+from data_pipelines.examples import Image
 from data_pipelines.packing import Planes
 from data_pipelines.template import Rendered
 from vlm_jax.batch import Batch
@@ -72,3 +73,40 @@ def prompt_batch(
             "visual_index": planes.visual_index,
         }
     return Batch(**fields), entries
+
+
+def by_pictures(prompts: Sequence[Rendered], limit: int) -> Iterator[list[int]]:
+    """Numbers of prompts in groups that share at most `limit` pictures (more only if one prompt alone has more)."""
+    first: dict[Image, int] = {}
+    for prompt in prompts:
+        for image in prompt.images:
+            first.setdefault(image, len(first))
+    order = sorted(range(len(prompts)), key=lambda n: min((first[image] for image in prompts[n].images), default=-1))
+    group: list[int] = []
+    seen: set[Image] = set()
+    for number in order:
+        images = set(prompts[number].images)
+        if group and len(seen | images) > limit:
+            yield group
+            group, seen = [], set()
+        group.append(number)
+        seen |= images
+    if group:
+        yield group
+
+
+def parts(numbers: Sequence[int], prompts: Sequence[Rendered], size: int) -> Iterator[list[int]]:
+    """Sorts prompts by length and cuts them into batches of at most `size`, none of which mixes buckets of pictures."""
+
+    def slots(number: int) -> int:
+        return power_bucket(len(prompts[number].images))
+
+    part: list[int] = []
+    # The longest first: if the memory does not suffice, that shows at once.
+    for number in sorted(numbers, key=lambda n: (slots(n), prompts[n].length), reverse=True):
+        if part and (len(part) == size or slots(part[0]) != slots(number)):
+            yield part
+            part = []
+        part.append(number)
+    if part:
+        yield part

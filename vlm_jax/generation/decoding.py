@@ -1,6 +1,7 @@
 """The compiled parts of generation: encode pictures, prefill prompts, decode token by token.
 
-Each function is compiled once for a config and a set of shapes; the engine rounds shapes up to buckets.
+Each function is compiled once for a config and a set of shapes; the engine rounds shapes up to buckets. How rows are
+answered (samplers, lengths, seeds, end tokens) is traced, so it compiles nothing.
 """
 
 import dataclasses
@@ -10,32 +11,42 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt8
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt8, UInt32
 
 from vlm_jax.batch import Batch
-from vlm_jax.generation.samplers import Sampler
+from vlm_jax.generation.samplers import Settings, choose
 from vlm_jax.models.cache import KeyValueCache
 from vlm_jax.models.vlm import VLM, VLMConfig
 
 Params = Any
 
 
-class Limits(NamedTuple):
-    """When to stop, what stands after the stop, and which tokens there are. Traced: other values compile nothing."""
+class Vocabulary(NamedTuple):
+    """What a decoder must know of a tokenizer."""
 
-    end_id: int
+    end_ids: Int[Array | np.ndarray, " E"]
     pad_id: int
-    vocabulary_size: int
+    size: int
     """The tokenizer's; the model may have more embeddings than the tokenizer has tokens."""
-    max_new_tokens: int
 
 
 class Draws(NamedTuple):
-    """Where a batch's random numbers come from."""
+    """Where each row's random numbers come from: nothing here depends on the rows beside it."""
 
-    seed: int
-    numbers: Int[np.ndarray, " B"]
-    """Each row's prompt by its place among all prompts: what a row draws does not depend on the rows beside it."""
+    seeds: UInt32[Array | np.ndarray, " B"]
+    numbers: Int[Array | np.ndarray, " B"]
+    """The row's prompt by its place among all prompts."""
+    samples: Int[Array | np.ndarray, " B"]
+    """Which of its prompt's samples the row is."""
+
+
+class Controls(NamedTuple):
+    """How the rows of a batch are answered."""
+
+    vocabulary: Vocabulary
+    settings: Settings
+    draws: Draws
+    max_new_tokens: Int[Array | np.ndarray, " B"]
 
 
 @jax.tree_util.register_dataclass
@@ -68,78 +79,102 @@ def gather(table: Float[Array, "M P D"], entries: Int[Array, "B I"]) -> Float[Ar
     return table[entries]
 
 
-def _choose(
-    config: VLMConfig, sampler: Sampler, params: Params, hidden: Array, keys: Array, count: Array, limits: Limits
-) -> Int[Array, " B"]:
-    logits: Any = VLM(config).apply({"params": params}, hidden, method="unembed")
-    logits = jnp.where(jnp.arange(logits.shape[-1]) < limits.vocabulary_size, logits, -jnp.inf)
-    return sampler(logits, jax.vmap(jax.random.fold_in, (0, None))(keys, count))
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def start(
+    config: VLMConfig,
+    capacity: int,
+    params: Params,
+    batch: Batch,
+    spread: Int[Array, " B"] | None,
+    controls: Controls,
+) -> tuple[Decoding, Int[Array, "B capacity"]]:
+    """Prefills prompts and chooses the first token of each row.
 
+    Args:
+        config: of the model.
+        capacity: room for new tokens, at least the largest of `controls.max_new_tokens`.
+        params: of the model.
+        batch: Q prompts, one a row, padded at the end; with `features` if it has pictures.
+        spread: which prompt each of B rows continues; None if each of Q continues its own.
+        controls: for B rows.
 
-def _start(
-    config: VLMConfig, sampler: Sampler, capacity: int, params: Params, batch: Batch, draws: Draws, limits: Limits
-) -> Decoding:
+    Returns:
+        The rows' state, and their new tokens: the first one, then pad tokens.
+    """
+    length = batch.tokens.shape[1]
     real = batch.segment_ids != 0
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(draws.seed), draws.numbers)
-    length = batch.tokens.shape[1] + capacity
-    filled: Any = VLM(config).apply({"params": params}, batch, length, method="prefill")
-    hidden, cache = filled
     last = jnp.maximum(real.sum(1) - 1, 0)
+    filled: Any = VLM(config).apply({"params": params}, batch, length + capacity, method="prefill")
+    hidden, cache = filled
     final = jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
-    count = jnp.ones((), jnp.int32)
-    token = _choose(config, sampler, params, final, keys, count, limits)
-    padding = ~real.any(1)
-    token = jnp.where(padding, limits.pad_id, token)
     position = jnp.take_along_axis(batch.positions, last[:, None], axis=1)[:, 0] + 1
-    return Decoding(token, position, padding | (token == limits.end_id), cache, keys, count)
+    padding = ~real.any(1)
+    if spread is not None:
+        final, position, padding = final[spread], position[spread], padding[spread]
+        cache = cache.take_rows(spread)
+    draws = controls.draws
+    keys = jax.vmap(jax.random.key)(draws.seeds)
+    keys = jax.vmap(jax.random.fold_in)(keys, draws.numbers)
+    keys = jax.vmap(jax.random.fold_in)(keys, draws.samples)
+    count = jnp.ones((), jnp.int32)
+    padding |= controls.max_new_tokens == 0
+    token, ended = _choose(config, params, final, keys, count, padding, controls)
+    tokens = jnp.full((token.shape[0], capacity), controls.vocabulary.pad_id, jnp.int32).at[:, 0].set(token)
+    return Decoding(token, position, ended, cache, keys, count), tokens
 
 
-def _advance(config: VLMConfig, sampler: Sampler, params: Params, now: Decoding, limits: Limits) -> Decoding:
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
+def advance(
+    config: VLMConfig,
+    params: Params,
+    now: Decoding,
+    tokens: Int[Array, "B capacity"],
+    until: Int[Array, ""],
+    dropped: Bool[Array, " B"],
+    controls: Controls,
+) -> tuple[Decoding, Int[Array, "B capacity"]]:
+    """Decodes until every row has ended, or the rows have `until` new tokens.
+
+    Args:
+        config, params: the model.
+        now: the state, which is used up.
+        tokens: new tokens so far.
+        until: at most the capacity.
+        dropped: rows of which nothing more is wanted.
+        controls: as given to `start`.
+
+    Returns:
+        The state, and the new tokens of each row: the end token last if it came, then pad tokens.
+    """
+
+    def unfinished(state: tuple[Decoding, Array]) -> Array:
+        return (state[0].count < until) & ~state[0].ended.all()
+
+    def body(state: tuple[Decoding, Array]) -> tuple[Decoding, Array]:
+        now, tokens = state
+        after = _step(config, params, now, controls)
+        return after, jax.lax.dynamic_update_slice(tokens, after.token[:, None], (0, now.count))
+
+    now = dataclasses.replace(now, ended=now.ended | dropped)
+    return jax.lax.while_loop(unfinished, body, (now, tokens))
+
+
+def _step(config: VLMConfig, params: Params, now: Decoding, controls: Controls) -> Decoding:
     """Shows the model its newest tokens and chooses the next ones; rows that have ended get padding."""
     inputs = (now.token[:, None], now.position[:, None], ~now.ended[:, None], now.cache)
     stepped: Any = VLM(config).apply({"params": params}, *inputs, method="step")
     hidden, cache = stepped
     count = now.count + 1
-    token = _choose(config, sampler, params, hidden[:, 0], now.keys, count, limits)
-    token = jnp.where(now.ended, limits.pad_id, token)
-    return Decoding(token, now.position + 1, now.ended | (token == limits.end_id), cache, now.keys, count)
+    token, ended = _choose(config, params, hidden[:, 0], now.keys, count, now.ended, controls)
+    return Decoding(token, now.position + 1, ended, cache, now.keys, count)
 
 
-start = jax.jit(_start, static_argnums=(0, 1, 2))
-"""Prefills a batch of prompts and chooses the first token of each row; the cache has room for `capacity` new tokens."""
-
-advance = jax.jit(_advance, static_argnums=(0, 1), donate_argnums=3)
-"""One token further: what streaming calls once a token."""
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def decode(
-    config: VLMConfig, sampler: Sampler, capacity: int, params: Params, batch: Batch, draws: Draws, limits: Limits
-) -> Int[Array, "B capacity"]:
-    """Prefills prompts and decodes until every row has ended or has `limits.max_new_tokens` tokens.
-
-    Args:
-        config: of the model.
-        sampler: chooses the tokens.
-        capacity: room for new tokens, at least `limits.max_new_tokens`.
-        params: of the model.
-        batch: one prompt a row, padded at the end; with `features` if it has pictures.
-        draws: seed and row numbers.
-        limits: when to stop.
-
-    Returns:
-        The new tokens of each row, the end token last if it came, then pad tokens.
-    """
-    first = _start(config, sampler, capacity, params, batch, draws, limits)
-    out = jnp.full((batch.tokens.shape[0], capacity), limits.pad_id, jnp.int32).at[:, 0].set(first.token)
-
-    def unfinished(state: tuple[Decoding, Array]) -> Array:
-        now, _ = state
-        return (now.count < limits.max_new_tokens) & ~now.ended.all()
-
-    def body(state: tuple[Decoding, Array]) -> tuple[Decoding, Array]:
-        now, out = state
-        after = _advance(config, sampler, params, now, limits)
-        return after, jax.lax.dynamic_update_slice(out, after.token[:, None], (0, now.count))
-
-    return jax.lax.while_loop(unfinished, body, (first, out))[1]
+def _choose(
+    config: VLMConfig, params: Params, hidden: Array, keys: Array, count: Array, ended: Array, controls: Controls
+) -> tuple[Int[Array, " B"], Bool[Array, " B"]]:
+    vocabulary = controls.vocabulary
+    logits: Any = VLM(config).apply({"params": params}, hidden, method="unembed")
+    logits = jnp.where(jnp.arange(logits.shape[-1]) < vocabulary.size, logits, -jnp.inf)
+    token = choose(logits, jax.vmap(jax.random.fold_in, (0, None))(keys, count), controls.settings)
+    token = jnp.where(ended, vocabulary.pad_id, token)
+    return token, ended | jnp.isin(token, vocabulary.end_ids) | (count >= controls.max_new_tokens)

@@ -1,4 +1,4 @@
-"""The engine: answers many prompts in batches, or one prompt as a stream."""
+"""The engine: answers many prompts in batches, or some of them piece by piece; scores given answers."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
@@ -10,10 +10,11 @@ from jaxtyping import Array, Float
 
 from data_pipelines.examples import Example, Image
 from data_pipelines.template import Processor, Rendered
-from vlm_jax.batch import Batch
 from vlm_jax.errors import UserError
 from vlm_jax.generation import decoding
-from vlm_jax.generation.batches import capacity_bucket, length_bucket, power_bucket, prompt_batch
+from vlm_jax.generation.batches import by_pictures, length_bucket, parts, power_bucket, prompt_batch
+from vlm_jax.generation.requests import Piece, Request
+from vlm_jax.generation.running import Row, Running, answer_of
 from vlm_jax.generation.samplers import Sampler
 from vlm_jax.models.vlm import VLMConfig
 
@@ -21,6 +22,7 @@ Progress = Callable[[int, int], None]
 """Called with (prompts answered, prompts in all)."""
 
 _ENCODED_TOGETHER = 64
+_STEPS_BETWEEN_STOPS = 8
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -38,7 +40,7 @@ class Engine:
     """Plain nested dict of parameters."""
     processor: Processor
     rows: int = 64
-    """Prompts that are decoded together."""
+    """Answers that are decoded together."""
     pictures: int = 1024
     """Distinct pictures whose features are kept at the same time: P * D numbers of the compute dtype each."""
 
@@ -62,6 +64,7 @@ class Engine:
         max_new_tokens: int = 64,
         sampler: Sampler = Sampler(),
         seed: int = 0,
+        stop: Sequence[str] = (),
         progress: Progress | None = None,
     ) -> list[str]:
         """Answers prompts; the answers stand in the order of the prompts.
@@ -70,64 +73,106 @@ class Engine:
 
         Args:
             prompts: examples that end with the user's turn.
-            max_new_tokens: length of an answer in tokens, at most.
+            max_new_tokens: length of an answer in tokens, at most; what the model's context has left if that is less.
             sampler: chooses the tokens.
             seed: of the draws, where the sampler draws.
+            stop: an answer ends before the first of these strings.
             progress: called after every batch.
 
         Raises:
-            UserError: if a prompt has a picture and the model has no image encoder, or max_new_tokens is not positive.
+            UserError: if a prompt has a picture and the model has no image encoder, a prompt leaves no room in the
+                context, max_new_tokens is not positive, or a stop string is empty.
             BadImage: if a picture cannot be decoded.
         """
-        _check_length(max_new_tokens)
-        limits = self._limits(max_new_tokens)
-        rendered = [self.render(prompt) for prompt in prompts]
-        answers = [""] * len(prompts)
-        done = 0
-        waiting: tuple[list[int], Array] | None = None
+        requests = [Request(prompt, max_new_tokens, sampler, seed, tuple(stop)) for prompt in prompts]
+        return [answer for (answer,) in self.sample(requests, progress=progress)]
 
-        def collect(numbers: list[int], tokens: Array) -> None:
+    def sample(self, requests: Sequence[Request], *, progress: Progress | None = None) -> list[list[str]]:
+        """Answers requests: for each its samples, which share the reading of the prompt.
+
+        Args:
+            requests: any number; what is drawn depends on the request's seed and place and the sample's number.
+            progress: called after every batch.
+
+        Raises:
+            UserError, BadImage: as `generate`.
+        """
+        answers = [[""] * request.samples for request in requests]
+        done, total = 0, sum(request.samples for request in requests)
+        waiting: tuple[Running, Any] | None = None
+
+        def collect(running: Running, found: Any) -> None:
             nonlocal done
-            for number, row in zip(numbers, np.asarray(tokens), strict=False):
-                answers[number] = self.text(row[:max_new_tokens].tolist())
-            done += len(numbers)
+            if isinstance(found, list):
+                for piece in found:
+                    answers[piece.request][piece.sample] += piece.text
+            else:
+                for row, tokens in zip(running.rows, np.asarray(found), strict=False):
+                    answers[row.number][row.sample] = self.text(tokens[: row.room].tolist())
+            done += len(running.rows)
             if progress is not None:
-                progress(done, len(prompts))
+                progress(done, total)
 
-        for numbers, batch in self._batches(rendered):
-            draws, capacity = _draws(seed, numbers, batch), capacity_bucket(max_new_tokens)
-            tokens = decoding.decode(self.config, sampler, capacity, self.params, batch, draws, limits)
+        for running in self._batches(requests):
+            watched = any(row.request.stop for row in running.rows)
+            found = list(running.pieces(_STEPS_BETWEEN_STOPS)) if watched else running.whole()
             # The device works on this batch while the host reads the one before and prepares the next.
             if waiting is not None:
                 collect(*waiting)
-            waiting = (numbers, tokens)
+            waiting = (running, found)
         if waiting is not None:
             collect(*waiting)
         return answers
 
     def stream(
-        self, prompt: Example, *, max_new_tokens: int = 64, sampler: Sampler = Sampler(), seed: int = 0
+        self,
+        prompt: Example,
+        *,
+        max_new_tokens: int = 64,
+        sampler: Sampler = Sampler(),
+        seed: int = 0,
+        stop: Sequence[str] = (),
     ) -> Iterator[str]:
         """Answers one prompt piece by piece; the pieces joined are what `generate` gives for it alone.
 
-        Pieces are whole characters: bytes of an unfinished character wait for the rest of it.
+        Pieces are whole characters: bytes of an unfinished character wait for the rest of it. What may be the
+        beginning of a stop string waits too.
         """
-        _check_length(max_new_tokens)
-        ((_, batch),) = self._batches([self.render(prompt)])
-        limits, draws = self._limits(max_new_tokens), _draws(seed, [0], batch)
-        now = decoding.start(self.config, sampler, capacity_bucket(max_new_tokens), self.params, batch, draws, limits)
-        tokens: list[int] = []
-        told = ""
-        while True:
-            tokens.append(int(now.token[0]))
-            ended = bool(now.ended[0]) or len(tokens) == max_new_tokens
-            text = self.text(tokens)
-            if len(text) > len(told) and (ended or not text.endswith("\ufffd")):
-                yield text[len(told) :]
-                told = text
-            if ended:
-                return
-            now = decoding.advance(self.config, sampler, self.params, now, limits)
+        request = Request(prompt, max_new_tokens, sampler, seed, tuple(stop))
+        return (piece.text for piece in self.stream_many([request]) if piece.text)
+
+    def stream_many(
+        self, requests: Sequence[Request], cancelled: Callable[[int], bool] | None = None
+    ) -> Iterator[Piece]:
+        """Decodes requests together as one batch and gives the pieces of their answers as they come.
+
+        Requests may differ in everything. What is drawn depends on the request's seed and the sample's number only.
+
+        Args:
+            requests: at least one; all their samples are decoded at the same time.
+            cancelled: asked with a request's number (its place) before each token; once it says True, nothing more
+                comes for that request.
+
+        Raises:
+            UserError, BadImage: as `generate`; `check` says beforehand whether a request is sound.
+        """
+        rendered = [self._rendered(request) for request in requests]
+        running = self._running(list(range(len(requests))), requests, rendered, self._encode(_pictures(rendered)))
+        return dataclasses.replace(running, same_draws=True).pieces(1, cancelled)
+
+    def check(self, request: Request) -> None:
+        """Whether the request can be answered.
+
+        Raises:
+            UserError: if it has a picture and the model takes none, or its prompt leaves no room in the context.
+            BadImage: if a picture cannot be decoded.
+        """
+        for image in _pictures([self._rendered(request)]):
+            self.processor.pixels(image)
+
+    def count_tokens(self, prompt: Example) -> int:
+        """The prompt's length in tokens, visual ones included."""
+        return self.render(prompt).length
 
     def render(self, prompt: Example) -> Rendered:
         """The prompt's tokens, with the assistant's turn opened at the end."""
@@ -139,90 +184,72 @@ class Engine:
 
     def text(self, tokens: Sequence[int]) -> str:
         """New tokens -> text, up to the end token."""
+        return answer_of(tokens, self.processor.tokenizer)
+
+    def _rendered(self, request: Request) -> Rendered:
+        rendered = self.render(request.prompt)
+        context = getattr(self.config.decoder, "context", 0)
+        if context and rendered.length >= context:
+            raise UserError(
+                f"the prompt has {rendered.length} tokens, but the model's context is {context}, of which the answer "
+                "needs at least 1; shorten the prompt"
+            )
+        return rendered
+
+    def _room(self, request: Request, rendered: Rendered) -> int:
+        context = getattr(self.config.decoder, "context", 0)
+        return min(request.max_new_tokens, context - rendered.length) if context else request.max_new_tokens
+
+    def _batches(self, requests: Sequence[Request]) -> Iterator[Running]:
+        """Batches of requests, some pictures' worth of them at a time, sorted by length."""
+        rendered = [self._rendered(request) for request in requests]
+        most = max((request.samples for request in requests), default=1)
+        for numbers in by_pictures(rendered, self.pictures):
+            table = self._encode(_pictures([rendered[number] for number in numbers]))
+            for part in parts(numbers, rendered, max(1, self.rows // most)):
+                yield self._running(part, requests, rendered, table)
+
+    def _running(
+        self,
+        numbers: Sequence[int],
+        requests: Sequence[Request],
+        rendered: Sequence[Rendered],
+        table: tuple[dict[Image, int], Float[Array, "M P D"] | None],
+    ) -> Running:
+        places, features = table
+        chosen = [rendered[number] for number in numbers]
+        slots = [[places[image] for image in prompt.images] for prompt in chosen]
+        rows = [
+            Row(requests[number], number, sample, prompt, self._room(requests[number], rendered[number]))
+            for prompt, number in enumerate(numbers)
+            for sample in range(requests[number].samples)
+        ]
         tokenizer = self.processor.tokenizer
-        tokens = list(tokens)
-        if tokenizer.end_id in tokens:
-            tokens = tokens[: tokens.index(tokenizer.end_id)]
-        return tokenizer.decode(tokens)
+        length = length_bucket(max(prompt.length for prompt in chosen))
+        prompts, size = (self._padded(count) for count in (len(chosen), len(rows)))
+        batch, entries = prompt_batch(chosen, slots, prompts, length, tokenizer.pad_id, self.config.prompt_tokens)
+        if features is not None and entries.size:
+            batch = dataclasses.replace(batch, features=decoding.gather(features, entries))
+        return Running(self.config, self.params, tokenizer, batch, rows, size)
 
-    def _limits(self, max_new_tokens: int) -> decoding.Limits:
-        tokenizer = self.processor.tokenizer
-        return decoding.Limits(tokenizer.end_id, tokenizer.pad_id, tokenizer.vocabulary_size, max_new_tokens)
+    def _padded(self, rows: int) -> int:
+        return min(power_bucket(rows), max(self.rows, rows))
 
-    def _batches(self, prompts: Sequence[Rendered]) -> Iterator[tuple[list[int], Batch]]:
-        """(numbers of the prompts, their batch), some pictures' worth of prompts at a time, sorted by length."""
-        for numbers in _by_pictures(prompts, self.pictures):
-            table: dict[Image, int] = {}
-            for number in numbers:
-                for image in prompts[number].images:
-                    table.setdefault(image, len(table))
-            features = self._encode(list(table))
-            # The longest first: if the memory does not suffice, that shows at once.
-            numbers.sort(key=lambda n: (power_bucket(len(prompts[n].images)), prompts[n].length), reverse=True)
-            for part in _parts(numbers, prompts, self.rows):
-                chosen = [prompts[number] for number in part]
-                slots = [[table[image] for image in prompt.images] for prompt in chosen]
-                rows = min(power_bucket(len(part)), self.rows)
-                length = length_bucket(max(prompt.length for prompt in chosen))
-                pad_id, prompt_tokens = self.processor.tokenizer.pad_id, self.config.prompt_tokens
-                batch, entries = prompt_batch(chosen, slots, rows, length, pad_id, prompt_tokens)
-                if features is not None and entries.size:
-                    batch = dataclasses.replace(batch, features=decoding.gather(features, entries))
-                yield part, batch
-
-    def _encode(self, images: Sequence[Image]) -> Float[Array, "M P D"] | None:
-        """Features of pictures, in their order; M is rounded up to a power of two. None where there is no picture."""
+    def _encode(self, images: Sequence[Image]) -> tuple[dict[Image, int], Float[Array, "M P D"] | None]:
+        """Places of pictures in a table of their features; its M entries are a power of two. None without pictures."""
+        places = {image: place for place, image in enumerate(images)}
         if not images:
-            return None
+            return places, None
         together = min(power_bucket(len(images)), _ENCODED_TOGETHER)
-        parts = []
+        encoded = []
         for start in range(0, power_bucket(len(images)), together):
             pixels = np.zeros((together, *self.config.image_size, 3), np.uint8)
             for i, image in enumerate(images[start : start + together]):
                 pixels[i] = self.processor.pixels(image)
-            parts.append(decoding.encode(self.config, self.params, pixels))
-        return jnp.concatenate(parts)
+            encoded.append(decoding.encode(self.config, self.params, pixels))
+        return places, jnp.concatenate(encoded)
 
 
-def _by_pictures(prompts: Sequence[Rendered], limit: int) -> Iterator[list[int]]:
-    """Numbers of prompts in groups that share at most `limit` pictures (more only if one prompt alone has more)."""
-    first: dict[Image, int] = {}
-    for prompt in prompts:
-        for image in prompt.images:
-            first.setdefault(image, len(first))
-    order = sorted(range(len(prompts)), key=lambda n: min((first[image] for image in prompts[n].images), default=-1))
-    group: list[int] = []
-    seen: set[Image] = set()
-    for number in order:
-        images = set(prompts[number].images)
-        if group and len(seen | images) > limit:
-            yield group
-            group, seen = [], set()
-        group.append(number)
-        seen |= images
-    if group:
-        yield group
-
-
-def _parts(numbers: Sequence[int], prompts: Sequence[Rendered], rows: int) -> Iterator[list[int]]:
-    """Cuts sorted numbers into batches of at most `rows`, none of which mixes buckets of image slots."""
-    part: list[int] = []
-    for number in numbers:
-        count = power_bucket(len(prompts[number].images))
-        if part and (len(part) == rows or power_bucket(len(prompts[part[0]].images)) != count):
-            yield part
-            part = []
-        part.append(number)
-    if part:
-        yield part
-
-
-def _draws(seed: int, numbers: Sequence[int], batch: Batch) -> decoding.Draws:
-    padded = np.zeros(batch.tokens.shape[0], np.int32)
-    padded[: len(numbers)] = numbers
-    return decoding.Draws(seed, padded)
-
-
-def _check_length(max_new_tokens: int) -> None:
-    if max_new_tokens < 1:
-        raise UserError(f"max_new_tokens is {max_new_tokens}: give at least 1")
+def _pictures(prompts: Sequence[Rendered]) -> list[Image]:
+    """The distinct pictures, in the order of their first appearance."""
+    return list(dict.fromkeys(image for prompt in prompts for image in prompt.images))

@@ -42,6 +42,16 @@ class KeyValueCache:
             used=self.used + positions.shape[1],
         )
 
+    def take_rows(self, rows: Int[Array, " Q"]) -> "KeyValueCache":
+        """A cache whose row q is this one's row rows[q]: several continuations of one prompt share its prefill."""
+        return dataclasses.replace(
+            self,
+            keys=tuple(keys[:, rows] for keys in self.keys),
+            values=tuple(values[:, rows] for values in self.values),
+            positions=self.positions[rows],
+            valid=self.valid[rows],
+        )
+
 
 def empty_cache(
     pattern: int, repeats: int, rows: int, length: int, heads: int, head_size: int, dtype: jnp.dtype
