@@ -126,7 +126,7 @@ def _examples(batch: Batch, info: BatchInfo) -> Iterator[tuple[int, tuple[str, s
 def _texts(batch: Batch, row: int, at: np.ndarray, processor: Processor) -> Iterator[tuple[str, bool]]:
     """The example's stretches of text, and whether each is learned. A control token ends a stretch."""
     tokenizer = processor.tokenizer
-    controls = {tokenizer.bos_id, tokenizer.end_id, tokenizer.image_id, tokenizer.user_id, tokenizer.assistant_id}
+    controls = tokenizer.control_ids
     weights = np.asarray(batch.loss_weights[row])
     stretch: list[int] = []
     learned = False
