@@ -1,0 +1,138 @@
+"""CLIP's image encoder (Radford et al. 2021): CLIPVisionModel, by itself or inside a CLIPModel, whose text is left."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from vlm_jax.convert.families.vision import (
+    BlockNames,
+    block_rows,
+    check_resampling,
+    convolution,
+    norm,
+    pair,
+    patch_stem,
+    position_grid,
+    read_activation,
+    square_size,
+    write_activation,
+)
+from vlm_jax.convert.names import Part, Reshape, Row
+from vlm_jax.errors import UserError
+from vlm_jax.models.vit import ViTConfig
+
+MODEL_TYPES = ("clip_vision_model", "clip")
+RENAMED = ((r"^vision_model\.", ""),)
+DROPPED = (r"text_model\.", r"(text|visual)_projection\.", r"logit_scale$", r"classifier\.", r".*\.position_ids$")
+
+MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+"""Of the pictures that CLIP was trained on; config.json does not hold them."""
+
+DEFAULTS = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "image_size": 224,
+    "patch_size": 32,
+    "hidden_act": "quick_gelu",
+    "layer_norm_eps": 1e-5,
+}
+"""What transformers takes for a field that config.json leaves out."""
+
+NAMES = BlockNames(
+    "encoder.layers.{layer}",
+    "layer_norm1",
+    "self_attn.q_proj",
+    "self_attn.k_proj",
+    "self_attn.v_proj",
+    "self_attn.out_proj",
+    "layer_norm2",
+)
+
+
+def read_config(hf: Mapping[str, Any]) -> ViTConfig:
+    """config.json of a CLIPVisionModel, or of a CLIPModel, whose vision_config it is then.
+
+    Raises:
+        UserError: if it asks for what `ViTConfig` cannot express.
+    """
+    vision = {**DEFAULTS, **(hf.get("vision_config") or {}), **(hf.get("vision_config_dict") or {})}
+    vision = vision if hf.get("model_type") == "clip" else {**DEFAULTS, **hf}
+    size = pair(vision["image_size"], "image_size")
+    return ViTConfig(
+        size,
+        patch_stem(vision, size, bias=False),
+        width=vision["hidden_size"],
+        layers=vision["num_hidden_layers"],
+        heads=vision["num_attention_heads"],
+        mlp_width=vision["intermediate_size"],
+        norm_epsilon=vision["layer_norm_eps"],
+        mean=MEAN,
+        std=STD,
+        class_token=True,
+        stem_norm=True,
+        activation=read_activation(vision),
+        position_resampling="bicubic",
+        final_norm="pooled",
+    )
+
+
+def rows(config: ViTConfig) -> list[Row]:
+    """The name table; without the final norm where the config has none (as in LLaVA)."""
+    grid = position_grid(config)
+    count, width = math.prod(grid), config.width
+    positions = "embeddings.position_embedding.weight"
+    return [
+        *convolution("embeddings.patch_embedding", "stem/patch", bias=False),
+        Row("embeddings.class_embedding", "class_token"),
+        Row(positions, "class_position", Reshape((1, width), (width,)), part=Part(0, 0, 1)),
+        Row(positions, "positions", Reshape((count, width), (*grid, width)), part=Part(0, 1, count + 1)),
+        *norm("pre_layrnorm", "stem_norm"),
+        *block_rows(config, NAMES),
+        *(norm("post_layernorm", "norm") if config.final_norm != "none" else []),
+    ]
+
+
+def write_config(config: Any) -> dict[str, Any] | None:
+    """config.json of a CLIPVisionModel; None if this is none.
+
+    Raises:
+        UserError: if it is one but for something that CLIP cannot express.
+    """
+    if not (isinstance(config, ViTConfig) and config.class_token and config.stem_norm):
+        return None
+    if config.final_norm != "pooled":
+        raise UserError(f"CLIP norms the pooled class token only, but final_norm is {config.final_norm!r}")
+    return {"architectures": ["CLIPVisionModel"], **write_fields(config)}
+
+
+def write_fields(config: ViTConfig) -> dict[str, Any]:
+    """The fields of config.json, whatever becomes of the final norm.
+
+    Raises:
+        UserError: if CLIP cannot express the blocks or the stem.
+    """
+    size = square_size(config, "CLIP")
+    others = {
+        "registers": config.registers,
+        "layer_scale": config.layer_scale,
+        "gated_mlp": config.gated_mlp,
+        "a bias in the stem": getattr(config.stem, "bias", False),
+        "attention without biases": not config.attention_bias,
+    }
+    if wrong := [name for name, present in others.items() if present]:
+        raise UserError(f"CLIP has no {' and no '.join(wrong)}")
+    check_resampling(config, "CLIP", "bicubic")
+    return {
+        "model_type": "clip_vision_model",
+        "hidden_size": config.width,
+        "intermediate_size": config.mlp_width,
+        "num_hidden_layers": config.layers,
+        "num_attention_heads": config.heads,
+        "num_channels": 3,
+        "image_size": size,
+        "patch_size": config.stem.stride,
+        "hidden_act": write_activation(config.activation),
+        "layer_norm_eps": config.norm_epsilon,
+    }
