@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from vlm_jax.convert.families import FAMILIES, Family, find_family
+from vlm_jax.convert.hf_config import read_hf_config, with_normalisation
 from vlm_jax.convert.streaming import cast_dtypes, load_rows, stored_dtypes
 from vlm_jax.convert.tensors import Renamed, SafetensorsDirectory, Tensors
 from vlm_jax.convert.writing import SHARD_BYTES, new_directory, write_rows
@@ -40,7 +41,9 @@ def load_hf(
         UserError: if the directory is no model of a known architecture, or its files are damaged.
     """
     where = Path(path)
-    return load_tensors(read_hf_config(where), SafetensorsDirectory(where), dtype=dtype, mesh=mesh, progress=progress)
+    hf, tensors = read_hf_config(where), SafetensorsDirectory(where)
+    config, params = load_tensors(hf, tensors, dtype=dtype, mesh=mesh, progress=progress)
+    return with_normalisation(config, where), params
 
 
 def load_tensors(
@@ -126,24 +129,6 @@ def find_writer(config: ModelConfig) -> tuple[Family, dict[str, Any]]:
             return family, hf
     reason = "; ".join(dict.fromkeys(refusals)) or "no architecture has these parts"
     raise UserError(f"this {type(config).__name__} cannot be written in Hugging Face format: {reason}")
-
-
-def read_hf_config(path: Path) -> dict[str, Any]:
-    """The content of a directory's config.json.
-
-    Raises:
-        UserError: if there is none, or it is not a JSON object.
-    """
-    file = path / "config.json"
-    if not file.is_file():
-        raise UserError(f"{path}: there is no config.json; give a directory that Hugging Face's save_pretrained wrote")
-    try:
-        hf = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file}: not readable as JSON ({error}); copy it again") from None
-    if not isinstance(hf, dict):
-        raise UserError(f"{file}: holds no JSON object; copy it again")
-    return hf
 
 
 def family_config(family: Family, hf: Mapping[str, Any], where: str) -> Any:

@@ -1,0 +1,72 @@
+"""The JSON files of a Hugging Face directory that decide what a model is."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vlm_jax.errors import UserError
+from vlm_jax.models.abstract import ModelConfig
+from vlm_jax.models.decoder import DecoderConfig
+from vlm_jax.models.encoders import EncoderConfig
+from vlm_jax.models.vlm import VLMConfig
+
+
+def read_hf_config(path: Path) -> dict[str, Any]:
+    """The content of a directory's config.json.
+
+    Raises:
+        UserError: if there is none, or it is not a JSON object.
+    """
+    file = path / "config.json"
+    if not file.is_file():
+        raise UserError(f"{path}: there is no config.json; give a directory that Hugging Face's save_pretrained wrote")
+    return _read_json(file)
+
+
+def with_normalisation(config: ModelConfig, path: Path) -> ModelConfig:
+    """The same config with mean and std of pictures as the directory's image processor has them, if there is one.
+
+    They are part of our encoder's config, but not of config.json, so families can only give what is usual.
+
+    Raises:
+        UserError: if the image processor's file is damaged.
+    """
+    if isinstance(config, DecoderConfig):
+        return config
+    if isinstance(config, VLMConfig):
+        encoder = None if config.encoder is None else _normalised(config.encoder, path)
+        return dataclasses.replace(config, encoder=encoder)
+    return _normalised(config, path)
+
+
+def _normalised(config: EncoderConfig, path: Path) -> EncoderConfig:
+    for name in ("processor_config.json", "preprocessor_config.json"):
+        file = path / name
+        if not file.is_file():
+            continue
+        processor = _read_json(file)
+        processor = processor.get("image_processor", processor)
+        if isinstance(processor, Mapping) and "image_mean" in processor and "image_std" in processor:
+            mean, std = (_three(file, processor[field]) for field in ("image_mean", "image_std"))
+            return dataclasses.replace(config, mean=mean, std=std)
+    return config
+
+
+def _three(file: Path, numbers: Any) -> tuple[float, float, float]:
+    try:
+        red, green, blue = map(float, numbers)
+    except (TypeError, ValueError):
+        raise UserError(f"{file}: image_mean and image_std are not three numbers each; copy it again") from None
+    return red, green, blue
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file}: not readable as JSON ({error}); copy it again") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{file}: holds no JSON object; copy it again")
+    return content
