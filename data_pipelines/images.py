@@ -1,24 +1,32 @@
 """Pictures: from encoded bytes to RGB arrays of one size, and augmentation. The one place that decodes and resizes."""
 
 import dataclasses
-import struct
-import zlib
+import math
 from typing import Literal
 
 import cv2
 import numpy as np
+import PIL.Image
 from etils import epath
 from jaxtyping import UInt8
 
 from data_pipelines.examples import Image
+from data_pipelines.image_files import PNG, damage, size_in_header
 from vlm_jax.errors import UserError
 
 Pixels = UInt8[np.ndarray, "h w 3"]
 
 _INTERPOLATIONS = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC, "area": cv2.INTER_AREA}
-_PNG = b"\x89PNG\r\n\x1a\n"
+_FILTERS = {
+    "pillow_bilinear": PIL.Image.Resampling.BILINEAR,
+    "pillow_bicubic": PIL.Image.Resampling.BICUBIC,
+    "pillow_lanczos": PIL.Image.Resampling.LANCZOS,
+}
 _TIFF = (b"II*\0", b"MM\0*")
 _PAD_GREY = 128
+
+PIXEL_LIMIT = 89_478_485
+"""Pictures with more pixels are not decoded: 256 MiB of RGB, where Pillow too begins to speak of a bomb."""
 
 # OpenCV writes its own lines about a bad picture to stderr; BadImage says what there is to say.
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
@@ -33,13 +41,25 @@ class ImagePreprocessing:
     """How a picture of any size becomes one of the model's size.
 
     resize: 'squash' ignores the aspect ratio; 'crop' keeps it and cuts what stands over, centred; 'pad' keeps it and
-    fills the rest with mid-grey, centred.
-    interpolation: as OpenCV does it. Only 'area' averages over what it leaves out, so choose it for large photographs
-    that shrink a lot.
+    fills the rest with mid-grey, centred; 'shortest' keeps it, brings the shorter side to `shortest_edge` and takes the
+    centre, with black around it where there is too little, as image processors of CLIP, DINOv2 and ConvNeXt do.
+    interpolation: bilinear, bicubic and area as OpenCV does them; of these only 'area' averages over what it leaves
+    out, so choose it for large photographs that shrink a lot. The others as Pillow does them, which average too.
+    shortest_edge: in pixels, with 'shortest'; 0 = the shorter side of the model's size.
     """
 
-    resize: Literal["squash", "crop", "pad"] = "squash"
-    interpolation: Literal["bilinear", "bicubic", "area"] = "bicubic"
+    resize: Literal["squash", "crop", "pad", "shortest"] = "squash"
+    interpolation: Literal["bilinear", "bicubic", "area", "pillow_bilinear", "pillow_bicubic", "pillow_lanczos"] = (
+        "bicubic"
+    )
+    shortest_edge: int = 0
+
+    def __post_init__(self) -> None:
+        if self.shortest_edge < 0 or (self.shortest_edge and self.resize != "shortest"):
+            raise UserError(
+                f"shortest_edge is {self.shortest_edge} with resize '{self.resize}'; it is a number of pixels, and for "
+                "'shortest' only"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,15 +90,15 @@ def decode(image: Image) -> Pixels:
 
     Raises:
         BadImage: if the file cannot be read, is truncated, is not a picture in a known format, or is damaged (a PNG
-            anywhere; other formats where their decoder sees it).
+            anywhere; other formats where their decoder sees it), or has more than PIXEL_LIMIT pixels.
     """
     data = file_bytes(image)
     name = f"'{image.path}'" if image.path is not None else f"{len(data)} bytes"
     if not data:
         raise BadImage(f"{name}: the picture is empty")
-    damage = _damage(data)
-    if damage:
-        raise BadImage(f"{name}: {damage}")
+    if reason := damage(data):
+        raise BadImage(f"{name}: {reason}")
+    _check_size(data, name)
     try:
         pixels = _decode_over_white(data) if _may_be_transparent(data) else _imdecode(data, cv2.IMREAD_COLOR_RGB)
     except cv2.error as error:
@@ -94,15 +114,16 @@ def resize(pixels: Pixels, size: tuple[int, int], preprocessing: ImagePreprocess
     """Brings a picture to (height, width) as `preprocessing` says; returns it as it is when it has that size."""
     height, width = size
     h, w = pixels.shape[:2]
+    if preprocessing.resize == "shortest":
+        return _take_centre(_scale_shortest(pixels, preprocessing.shortest_edge or min(size), preprocessing), size)
     if (h, w) == (height, width):
         return pixels
-    method = _INTERPOLATIONS[preprocessing.interpolation]
     if preprocessing.resize == "squash":
-        return cv2.resize(pixels, (width, height), interpolation=method)
+        return _scale(pixels, size, preprocessing)
     pick = max if preprocessing.resize == "crop" else min
     scale = pick(height / h, width / w)
     inner_h, inner_w = max(1, round(h * scale)), max(1, round(w * scale))
-    scaled = cv2.resize(pixels, (inner_w, inner_h), interpolation=method)
+    scaled = _scale(pixels, (inner_h, inner_w), preprocessing)
     if preprocessing.resize == "crop":
         top, left = (inner_h - height) // 2, (inner_w - width) // 2
         return np.ascontiguousarray(scaled[top : top + height, left : left + width])
@@ -110,6 +131,32 @@ def resize(pixels: Pixels, size: tuple[int, int], preprocessing: ImagePreprocess
     padded = np.full((height, width, 3), _PAD_GREY, np.uint8)
     padded[top : top + inner_h, left : left + inner_w] = scaled
     return padded
+
+
+def _scale(pixels: Pixels, size: tuple[int, int], preprocessing: ImagePreprocessing) -> Pixels:
+    height, width = size
+    if preprocessing.interpolation in _FILTERS:
+        picture = PIL.Image.fromarray(pixels).resize((width, height), _FILTERS[preprocessing.interpolation])
+        return np.array(picture)
+    return cv2.resize(pixels, (width, height), interpolation=_INTERPOLATIONS[preprocessing.interpolation])
+
+
+def _scale_shortest(pixels: Pixels, edge: int, preprocessing: ImagePreprocessing) -> Pixels:
+    """The longer side is rounded down, as torchvision and transformers do."""
+    h, w = pixels.shape[:2]
+    size = (int(edge * h / w), edge) if w <= h else (edge, int(edge * w / h))
+    return pixels if (h, w) == size else _scale(pixels, size, preprocessing)
+
+
+def _take_centre(pixels: Pixels, size: tuple[int, int]) -> Pixels:
+    """Crops, or pads with black, to (height, width); of an odd rest, what is cut or added is as in transformers."""
+    over = [side - wanted for side, wanted in zip(pixels.shape[:2], size, strict=True)]
+    if min(over) < 0:
+        lacking = [max(0, -rest) for rest in over]
+        around = [(math.ceil(rest / 2), rest // 2) for rest in lacking]
+        pixels = np.pad(pixels, [*around, (0, 0)])
+    top, left = (max(0, rest) // 2 for rest in over)
+    return np.ascontiguousarray(pixels[top : top + size[0], left : left + size[1]])
 
 
 def augment(pixels: Pixels, augmentation: Augmentation, rng: np.random.Generator) -> Pixels:
@@ -149,6 +196,16 @@ def file_bytes(image: Image) -> bytes:
         raise BadImage(f"'{image.path}': cannot be read ({error.strerror or error})") from None
 
 
+def _check_size(data: bytes, name: str) -> None:
+    size = size_in_header(data)
+    if size is None:
+        raise BadImage(f"{name}: not a picture in a known format (PNG, JPEG, WebP, …), or damaged")
+    if math.prod(size) > PIXEL_LIMIT:
+        raise BadImage(
+            f"{name}: {size[0]} x {size[1]} pixels are more than the {PIXEL_LIMIT} that are decoded; scale it down"
+        )
+
+
 def _imdecode(data: bytes, flags: int) -> np.ndarray | None:
     return cv2.imdecode(np.frombuffer(data, np.uint8), flags)
 
@@ -168,34 +225,7 @@ def _decode_over_white(data: bytes) -> Pixels | None:
 def _may_be_transparent(data: bytes) -> bool:
     if data.startswith(b"\xff\xd8"):
         return False
-    if data.startswith(_PNG):
+    if data.startswith(PNG):
         has_channel = data[25] in (4, 6)
         return has_channel or b"tRNS" in data[: max(data.find(b"IDAT"), 0)]
     return True
-
-
-def _damage(data: bytes) -> str:
-    """Why the file is not whole, or ''. OpenCV fills the missing part of a truncated picture and says nothing."""
-    if data.startswith(_PNG):
-        return _png_damage(data)
-    if data.startswith(b"\xff\xd8"):
-        # An embedded thumbnail has an end mark of its own, so the mark must come after the last start of a scan.
-        return "" if data.rfind(b"\xff\xd9") > data.rfind(b"\xff\xda") > 0 else "the JPEG is truncated"
-    if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
-        return "" if len(data) >= 8 + struct.unpack("<I", data[4:8])[0] else "the WebP is truncated"
-    return ""
-
-
-def _png_damage(data: bytes) -> str:
-    at = len(_PNG)
-    while at + 12 <= len(data):
-        (length,) = struct.unpack(">I", data[at : at + 4])
-        kind, end = data[at + 4 : at + 8], at + 8 + length
-        if end + 4 > len(data):
-            break
-        if zlib.crc32(data[at + 4 : end]) != struct.unpack(">I", data[end : end + 4])[0]:
-            return f"the PNG is damaged (checksum of its {kind!r} chunk)"
-        if kind == b"IEND":
-            return ""
-        at = end + 4
-    return "the PNG is truncated"

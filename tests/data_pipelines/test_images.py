@@ -10,7 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data_pipelines import images
 from data_pipelines.examples import Image
+from data_pipelines.image_files import size_in_header
 from data_pipelines.images import Augmentation, BadImage, ImagePreprocessing, augment, decode, resize
 from vlm_jax.errors import UserError
 
@@ -153,20 +155,43 @@ def test_the_error_names_the_file(tmp_path):
         decode(Image(path=str(path)))
 
 
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM"])
+def test_the_size_is_known_before_a_picture_is_decoded(form):
+    for options in [{"lossless": True}, {"exif": b"Exif\0\0MM\0*\0\0\0\x08\0\0"}, {}] if form == "WEBP" else [{}]:
+        assert size_in_header(encoded(noise(37, 91), form, **options)) == (91, 37)
+
+
+def test_a_thumbnail_does_not_hide_the_size_of_a_jpeg():
+    thumbnail, data = encoded(noise(16, 16), "JPEG"), encoded(noise(40, 72), "JPEG")
+    hidden = data[:2] + b"\xff\xe1" + struct.pack(">H", len(thumbnail) + 2) + thumbnail + data[2:]
+    assert size_in_header(hidden) == (72, 40)
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"])
+def test_a_picture_of_too_many_pixels_is_refused_by_its_header(form, monkeypatch):
+    data = encoded(noise(50, 60), form)
+    monkeypatch.setattr(images, "PIXEL_LIMIT", 3000)
+    assert decode(Image(data=data)).shape == (50, 60, 3)
+    monkeypatch.setattr(images, "PIXEL_LIMIT", 2999)
+    monkeypatch.setattr(images.cv2, "imdecode", None)
+    with pytest.raises(BadImage, match=r"60 x 50 pixels are more than the 2999"):
+        decode(Image(data=data))
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     h=st.integers(1, 70),
     w=st.integers(1, 70),
     size=st.tuples(st.integers(1, 50), st.integers(1, 50)),
-    how=st.sampled_from(["squash", "crop", "pad"]),
-    interpolation=st.sampled_from(["bilinear", "bicubic", "area"]),
+    how=st.sampled_from(["squash", "crop", "pad", "shortest"]),
+    interpolation=st.sampled_from(["bilinear", "bicubic", "area", "pillow_bilinear", "pillow_bicubic"]),
 )
 def test_resizing_gives_the_size_asked_for(h, w, size, how, interpolation):
     pixels = np.full((h, w, 3), 200, np.uint8)
     resized = resize(pixels, size, ImagePreprocessing(how, interpolation))
     assert resized.shape == (*size, 3)
     assert resized.dtype == np.uint8
-    if how != "pad":
+    if how in ("squash", "crop"):
         np.testing.assert_array_equal(resized, 200)
 
 
@@ -183,6 +208,26 @@ def test_the_ways_to_resize_differ_in_what_they_keep():
     padded = resize(wide, size, ImagePreprocessing("pad"))
     assert padded[2, 20].tolist() == padded[-3, 20].tolist() == [128, 128, 128]
     assert padded[20, 2].tolist() == [255, 0, 0]
+
+
+def test_the_shortest_side_is_scaled_and_the_centre_taken():
+    pixels = np.zeros((40, 92, 3), np.uint8)
+    pixels[:, 31:61] = 200
+    half = resize(pixels, (16, 16), ImagePreprocessing("shortest", "pillow_bilinear", 20))
+    np.testing.assert_array_equal(half[:, :1], half[:, -1:])  # cut off evenly
+    assert half[8, 8].tolist() == [200, 200, 200]
+    whole = resize(pixels, (19, 45), ImagePreprocessing("shortest", "pillow_bilinear", 20))
+    np.testing.assert_array_equal(whole[2:18, 15:31], half)  # of an odd rest, less is cut above and at the left
+    framed = resize(pixels + 50, (30, 60), ImagePreprocessing("shortest", "pillow_bilinear", 20))
+    assert framed.min(axis=2)[5:25, 7:53].min() > 0
+    assert framed.sum() == framed[5:25, 7:53].sum()
+
+
+def test_a_shortest_edge_belongs_to_one_way_of_resizing():
+    with pytest.raises(UserError, match="for 'shortest' only"):
+        ImagePreprocessing("crop", shortest_edge=256)
+    with pytest.raises(UserError, match="-1"):
+        ImagePreprocessing("shortest", shortest_edge=-1)
 
 
 def test_a_picture_of_the_right_size_is_untouched():
