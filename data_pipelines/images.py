@@ -46,6 +46,7 @@ class ImagePreprocessing:
     interpolation: bilinear, bicubic and area as OpenCV does them; of these only 'area' averages over what it leaves
     out, so choose it for large photographs that shrink a lot. The others as Pillow does them, which average too.
     shortest_edge: in pixels, with 'shortest'; 0 = the shorter side of the model's size.
+    longest_edge: in pixels, with 'squash'; the longer side is brought to this first, as Idefics 3 does; 0 = it is not.
     """
 
     resize: Literal["squash", "crop", "pad", "shortest"] = "squash"
@@ -53,13 +54,17 @@ class ImagePreprocessing:
         "bicubic"
     )
     shortest_edge: int = 0
+    longest_edge: int = 0
 
     def __post_init__(self) -> None:
-        if self.shortest_edge < 0 or (self.shortest_edge and self.resize != "shortest"):
-            raise UserError(
-                f"shortest_edge is {self.shortest_edge} with resize '{self.resize}'; it is a number of pixels, and for "
-                "'shortest' only"
-            )
+        for name, edge, way in (
+            ("shortest_edge", self.shortest_edge, "shortest"),
+            ("longest_edge", self.longest_edge, "squash"),
+        ):
+            if type(edge) is not int or edge < 0 or (edge and self.resize != way):
+                raise UserError(
+                    f"{name} is {edge!r} with resize '{self.resize}'; it is a number of pixels, and for '{way}' only"
+                )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,6 +121,9 @@ def resize(pixels: Pixels, size: tuple[int, int], preprocessing: ImagePreprocess
     h, w = pixels.shape[:2]
     if preprocessing.resize == "shortest":
         return _take_centre(_scale_shortest(pixels, preprocessing.shortest_edge or min(size), preprocessing), size)
+    if preprocessing.longest_edge:
+        pixels = _scale_longest(pixels, preprocessing.longest_edge, preprocessing)
+        h, w = pixels.shape[:2]
     if (h, w) == (height, width):
         return pixels
     if preprocessing.resize == "squash":
@@ -146,6 +154,15 @@ def _scale_shortest(pixels: Pixels, edge: int, preprocessing: ImagePreprocessing
     h, w = pixels.shape[:2]
     size = (int(edge * h / w), edge) if w <= h else (edge, int(edge * w / h))
     return pixels if (h, w) == size else _scale(pixels, size, preprocessing)
+
+
+def _scale_longest(pixels: Pixels, edge: int, preprocessing: ImagePreprocessing) -> Pixels:
+    """The shorter side is rounded down and then up to an even number, as Idefics 3's image processor does."""
+    h, w = pixels.shape[:2]
+    shorter = int(edge / (w / h)) if w >= h else int(edge * (w / h))
+    shorter += shorter % 2
+    shorter = max(shorter, 1)
+    return _scale(pixels, (shorter, edge) if w >= h else (edge, shorter), preprocessing)
 
 
 def _take_centre(pixels: Pixels, size: tuple[int, int]) -> Pixels:
