@@ -163,7 +163,7 @@ def read_step_files(step_directory: epath.PathLike) -> dict[str, bytes]:
     except OSError as error:
         raise damaged(where, f"files/: {_first_line(error)}") from error
     sums = _checksums_of(where, files)
-    for name in ("config.json", "data.json", *(name.removeprefix("files/") for name in sums if name[:6] == "files/")):
+    for name in ("config.json", *(name.removeprefix("files/") for name in sums if name[:6] == "files/")):
         if name not in files:
             raise damaged(where, f"files/{name} is missing")
         if file_checksum(files[name]) != sums.get(f"files/{name}", file_checksum(files[name])):
