@@ -16,13 +16,14 @@ import dataclasses
 import itertools
 import os
 import zlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Shaped
 
 from data_pipelines import images as pictures
+from data_pipelines.feature_store import FeatureStore
 from data_pipelines.mixture import DataConfig, MixtureEntry, StageData, host_rows, host_shards
 from data_pipelines.packing import Planes
 from data_pipelines.quarantine import Quarantine
@@ -45,6 +46,7 @@ def make_loader(
     quarantine: Quarantine | None = None,
     prefetch: int = 2,
     threads: int = 0,
+    features: FeatureStore | None = None,
 ) -> "Loader":
     """Opens a stage's sources and gives its batches, from the first one on.
 
@@ -57,6 +59,7 @@ def make_loader(
         quarantine: Account of unusable records; by default one in memory.
         prefetch: Batches that are prepared ahead.
         threads: Threads that decode pictures; 0 = a core is left to the packing thread, and at most 8 are taken.
+        features: Kept features of every picture; batches then carry these in place of the pictures.
 
     Returns:
         Iterator of (Batch, BatchInfo) with this host's rows (see `host_rows`); it never ends.
@@ -70,7 +73,8 @@ def make_loader(
     stage_seed = int(np.random.SeedSequence([seed, zlib.crc32(stage.name.encode())]).generate_state(1)[0])
     account = Quarantine() if quarantine is None else quarantine
     threads = threads or max(1, min(8, (os.cpu_count() or 1) - 1))
-    return Loader(stage.data, processor, stage_seed, host_shards(stage.data, host, hosts), account, prefetch, threads)
+    shards = host_shards(stage.data, host, hosts)
+    return Loader(stage.data, processor, stage_seed, shards, account, prefetch, threads, features)
 
 
 def merge_states(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -95,7 +99,8 @@ class _Packed:
 
     items: list[list[Item]]
     planes: Planes
-    images: UInt8[np.ndarray, "B I H W 3"] | None
+    images: Shaped[np.ndarray, "B I *picture"] | None
+    """uint8[B, I, H, W, 3], or features [B, I, P, D] where these are kept."""
     decoded: list[concurrent.futures.Future]
     rejected: list[Rejected]
     state: dict[str, Any]
@@ -117,8 +122,10 @@ class Loader:
         quarantine: Quarantine,
         prefetch: int,
         threads: int,
+        features: FeatureStore | None = None,
     ) -> None:
         self._data, self._processor, self._seed, self._quarantine = data, processor, seed, quarantine
+        self._features = features
         self._titles = tuple(entry.title for entry in data.mixture)
         sources = [open_source(entry.source) for entry in data.mixture]
         self._sizes = [len(source) for source in sources]
@@ -201,7 +208,7 @@ class Loader:
             planes.write(row, [item.rendered for item in examples], processor.prompt_tokens)
         images, decoded = None, []
         if data.images:
-            images = np.zeros((len(items), data.images, *processor.image_size, 3), np.uint8)
+            images = self._empty(len(items), data.images)
             decoded = [
                 self._decoder_pool.submit(self._decode, row, out) for row, out in zip(items, images, strict=True)
             ]
@@ -209,7 +216,14 @@ class Loader:
         self._rejected.clear()
         return _Packed(items, planes, images, decoded, rejected, self._snapshot())
 
-    def _decode(self, row: list[Item], out: UInt8[np.ndarray, "I H W 3"]) -> dict[int, Rejected]:
+    def _empty(self, *slots: int) -> Shaped[np.ndarray, "..."]:
+        """Image slots without a picture."""
+        if self._features is None:
+            return np.zeros((*slots, *self._processor.image_size, 3), np.uint8)
+        shape = self._features.shape
+        return np.zeros((*slots, shape.patches, shape.width), shape.dtype)
+
+    def _decode(self, row: list[Item], out: Shaped[np.ndarray, "I *picture"]) -> dict[int, Rejected]:
         """Runs on the decoding threads: fills a row's image slots; gives the row's examples that have a bad picture."""
         bad: dict[int, Rejected] = {}
         slot = 0
@@ -217,19 +231,29 @@ class Loader:
             first = slot
             slot += len(item.rendered.images)
             try:
-                out[first:slot] = self._pixels(item)
+                for place, image in enumerate(self._shown(item), first):
+                    out[place] = image
             except pictures.BadImage as error:
                 bad[number] = Rejected(item.entry, item.rendered.id, str(error))
                 out[first:slot] = 0
         return bad
 
-    def _pixels(self, item: Item) -> UInt8[np.ndarray, "images H W 3"]:
+    def _shown(self, item: Item) -> Iterator[Shaped[np.ndarray, "*picture"]]:
+        """Pixels of an example's pictures, or the features that are kept of them."""
         augmentation = self._data.mixture[item.entry].augmentation
-        out = [self._processor.pixels(image) for image in item.rendered.images]
-        if augmentation is not None and out:
-            rng = np.random.default_rng((self._seed, item.shard, item.number, 1))
-            out = [pictures.augment(pixels, augmentation, rng) for pixels in out]
-        return np.stack(out) if out else np.zeros((0, *self._processor.image_size, 3), np.uint8)
+        rng = np.random.default_rng((self._seed, item.shard, item.number, 1))
+        for image in item.rendered.images:
+            kept = None if self._features is None else self._features.read(image)
+            if kept is not None:
+                yield kept
+                continue
+            pixels = self._processor.pixels(image)
+            if self._features is not None:
+                raise UserError(
+                    f"{self._features.directory}: features of {item.rendered.id} are not kept, its picture has changed "
+                    "since; remove this directory, and the features are made anew"
+                )
+            yield pixels if augmentation is None else pictures.augment(pixels, augmentation, rng)
 
     def _finish(self, packed: _Packed) -> tuple[Batch, BatchInfo]:
         """Waits for the pictures, turns examples without them into padding, and shifts."""
@@ -268,7 +292,7 @@ class Loader:
             "source_ids": source_ids,
         }
         if packed.images is not None:
-            fields["images"] = packed.images
+            fields["images" if self._features is None else "features"] = packed.images
             fields["image_ids"] = image_ids
             fields["tile_index"] = (image_ids[..., None] > 0) * np.array([0, 1, 1], np.int32)
             fields["visual_index"] = planes.visual_index

@@ -58,8 +58,13 @@ class Stage:
     validation: Validation | None = None
     start_from: str = "previous"
     """previous: the stage before (random parameters for the first); scratch: random parameters; else a model REF."""
+    cache_features: bool = False
+    """Encode every picture of the mixture and of the validation once and keep the features on disk. The encoder must be
+    frozen and no entry augmented; it changes no bit of what is trained."""
 
     def __post_init__(self) -> None:
+        if self.cache_features:
+            self._check_cache()
         if self.steps < 1:
             raise UserError(f"stage {self.name}: steps is {self.steps}; give at least 1")
         if self.accumulation < 1 or self.data.rows % self.accumulation:
@@ -67,6 +72,30 @@ class Stage:
                 f"stage {self.name}: {self.data.rows} rows do not divide into {self.accumulation} accumulation parts; "
                 "change data.rows or accumulation"
             )
+
+    def _check_cache(self) -> None:
+        mixture = (*self.data.mixture, *(self.validation.mixture if self.validation else ()))
+        for entry in mixture:
+            if entry.augmentation is not None:
+                raise UserError(
+                    f"stage {self.name}: features of '{entry.title}' cannot be cached, since its pictures are "
+                    "augmented; leave out its augmentation, or cache_features"
+                )
+        if not self.data.images:
+            raise UserError(
+                f"stage {self.name}: features of '{mixture[0].title}' cannot be cached, since its rows hold no "
+                "pictures; raise data.images, or leave cache_features off"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class FeatureCache:
+    """Where stages with `cache_features` keep features, and how much of the disk these may take."""
+
+    directory: str = ""
+    """Local directory; '' = WORKDIR/features. Runs that share one share what is in it."""
+    gigabytes: float = 20.0
+    """Largest size of the features of one encoder: patches x width x bytes of the compute dtype a picture."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,6 +149,7 @@ class Experiment:
     images: ImagePreprocessing = ImagePreprocessing()
     evaluation: Evaluation = Evaluation()
     checkpoints: Checkpoints = Checkpoints()
+    feature_cache: FeatureCache = FeatureCache()
     mesh: MeshConfig = MeshConfig()
     seed: int = 0
     log_every: int = 20

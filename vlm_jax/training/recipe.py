@@ -1,10 +1,11 @@
 """Training from end to end, to be read from top to bottom: one log line an act."""
 
+import contextlib
 import dataclasses
 import functools
 import itertools
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -13,7 +14,7 @@ from etils import epath
 from jax.sharding import Mesh
 from rich.console import Console
 
-from data_pipelines.loader import make_loader
+from data_pipelines.loader import Loader, make_loader
 from data_pipelines.quarantine import Quarantine
 from data_pipelines.template import Processor
 from vlm_jax.batch import Batch
@@ -37,6 +38,7 @@ from vlm_jax.optim import Rule, assign_rules, build_optimizer, split
 from vlm_jax.parallel import batch_sharding, build_mesh, check_fits, replicated, use_mesh
 from vlm_jax.serialise import to_json
 from vlm_jax.training.displays import ProgressDisplay, TensorBoard
+from vlm_jax.training.features import FrozenEncoder, check_cached_features, encoder_is_frozen, open_features
 from vlm_jax.training.hooks import CheckpointHook, Preemption, ValidationHook
 from vlm_jax.training.loop import Hook, Step, run_stage
 from vlm_jax.training.recorder import MetricsFile, Recorder, rewind_metrics
@@ -85,9 +87,11 @@ def train(
     path = open_workdir(experiment, workdir, allow_config_change)
     log.info("workdir %s", path)
     mesh = build_mesh(experiment.mesh)
-    check_fits(abstract_params(VLM(experiment.model), mesh), mesh)
+    abstract = abstract_params(VLM(experiment.model), mesh)
+    check_fits(abstract, mesh)
     for stage in experiment.stages:
         check_rows(stage, mesh)
+        check_cached_features(stage, assign_rules(stage.optimizer.table, abstract))
     log.info("devices: %d %s, mesh %s", jax.device_count(), jax.default_backend(), dict(mesh.shape))
     processor = prepare_processor(experiment, path)
     log.info(
@@ -113,7 +117,6 @@ def train_stage(run: Run, index: int, stage: Stage, previous: Mapping[str, Any] 
         return None
     checkpoints = run.experiment.checkpoints
     manager = CheckpointManager(checkpoint_directory(run, stage), checkpoints.keep_last, checkpoints.keep_every)
-    loader = make_loader(stage, run.processor, seed=run.experiment.seed, quarantine=run.quarantine)
     try:
         abstract = abstract_params(run.model, run.mesh)
         rules = assign_rules(stage.optimizer.table, abstract)
@@ -123,35 +126,69 @@ def train_stage(run: Run, index: int, stage: Stage, previous: Mapping[str, Any] 
             params = starting_params(run, index, abstract, previous)
             keep_frozen_masters(run, index, params, rules, abstract)
             state = create_state(params, rules, optimizer, run.experiment.model.precision.compute, run.mesh)
-            done = 0
+            done, data_state = 0, None
         else:
             state, data_state = restore_state(run, manager, done, abstract, rules, optimizer)
-            loader.set_state(data_state)
             log.info("stage %s: resumed after step %d of %d", stage.name, done, stage.steps)
         if done < stage.steps:
             describe_parameters(stage, state)
-            state = run_steps(run, index, stage, state, optimizer, loader, manager, done)
+            frozen = FrozenEncoder(run.model, run.mesh) if encoder_is_frozen(rules) else None
+            with open_batches(run, stage, frozen, state, data_state) as batches:
+                state = run_steps(run, index, state, optimizer, batches, manager, done)
         return state.params
     finally:
-        loader.close()
         manager.close()
+
+
+@dataclasses.dataclass(frozen=True)
+class StageData:
+    """What a stage's steps and its validation read, and the encoder's program where the encoder is frozen."""
+
+    loader: Loader
+    held_out: tuple[Batch, ...]
+    """Batches of the validation, on the host."""
+    frozen: FrozenEncoder | None
+
+
+@contextlib.contextmanager
+def open_batches(
+    run: Run, stage: Stage, frozen: FrozenEncoder | None, state: TrainState, position: dict[str, Any] | None
+) -> Iterator[StageData]:
+    """The stage's loader, at a position, and its validation batches; features are made first if it caches them."""
+    seed, features = run.experiment.seed, None
+    if stage.cache_features:
+        assert frozen is not None
+        features = open_features(run.experiment, stage, run.workdir, run.processor, frozen, state.params, run.console)
+
+    def load(data: Any) -> Loader:
+        return make_loader(data, run.processor, seed=seed, quarantine=run.quarantine, features=features)
+
+    with contextlib.closing(load(stage)) as loader:
+        if position is not None:
+            loader.set_state(position)
+        held_out: tuple[Batch, ...] = ()
+        if stage.validation is not None:
+            data = dataclasses.replace(stage.data, mixture=stage.validation.mixture)
+            aside = dataclasses.replace(stage, name=f"{stage.name}/validation", data=data)
+            with contextlib.closing(load(aside)) as others:
+                held_out = tuple(batch for batch, _ in itertools.islice(others, stage.validation.batches))
+        yield StageData(loader, held_out, frozen)
 
 
 def run_steps(
     run: Run,
     index: int,
-    stage: Stage,
     state: TrainState,
     optimizer: Any,
-    loader: Any,
+    batches: StageData,
     manager: CheckpointManager,
     done: int,
 ) -> TrainState:
     """Builds the step and the hooks of a stage and runs the loop."""
     experiment, stages = run.experiment, run.experiment.stages
-    sharding = batch_sharding(run.mesh)
+    stage, sharding = stages[index], batch_sharding(run.mesh)
     names = [entry.title for entry in stage.data.mixture]
-    step = build_step(run, stage, optimizer, state)
+    step = build_step(run, stage, optimizer, state, batches.frozen)
     finished = [s.name for s in stages[:index]]
     last_line = rewind_metrics(run.workdir / "metrics.jsonl", finished, stage.name, done)
     board = TensorBoard(run.workdir, sum(s.steps for s in stages[:index]), done)
@@ -166,15 +203,24 @@ def run_steps(
         )
         files = checkpoint_files(run)
         saving = CheckpointHook(manager, experiment.checkpoints.every, files, recorder, run.leaving)
-        hooks: list[Hook] = [*validation_hooks(run, stage), recorder, saving]
+        hooks: list[Hook] = [*validation_hooks(run, stage, batches), recorder, saving]
         try:
-            return run_stage(state, step, loader, sharding, done, stage.steps, hooks)
+            return run_stage(state, step, batches.loader, sharding, done, stage.steps, hooks)
         finally:
             board.close()
 
 
-def build_step(run: Run, stage: Stage, optimizer: optax.GradientTransformation, state: TrainState) -> Step:
-    """The stage's step under jit; it gives up the state that it is given, which lies on the devices as `state` does."""
+def build_step(
+    run: Run,
+    stage: Stage,
+    optimizer: optax.GradientTransformation,
+    state: TrainState,
+    frozen: FrozenEncoder | None = None,
+) -> Step:
+    """The stage's step under jit; it gives up the state that it is given, which lies on the devices as `state` does.
+
+    A frozen encoder has a program of its own, that runs before it.
+    """
     pure = functools.partial(
         train_step,
         objective=build_objective(run, stage, len(stage.data.mixture)),
@@ -182,7 +228,8 @@ def build_step(run: Run, stage: Stage, optimizer: optax.GradientTransformation, 
         rate=stage.optimizer.schedule.build(stage.steps),
         accumulation=stage.accumulation,
     )
-    return compile_step(pure, state)
+    step = compile_step(pure, state)
+    return step if frozen is None else lambda state, batch: step(state, frozen(state.frozen, batch))
 
 
 def check_rows(stage: Stage, mesh: Mesh) -> None:
@@ -247,20 +294,15 @@ def restore_state(
     return TrainState(counter, trained, frozen, snapshot.optimizer), snapshot.data
 
 
-def validation_hooks(run: Run, stage: Stage) -> list[ValidationHook]:
-    """The stage's validation, if it has one; its batches are drawn once."""
-    validation = stage.validation
-    if validation is None:
+def validation_hooks(run: Run, stage: Stage, batches: StageData) -> list[ValidationHook]:
+    """The stage's validation, if it has one."""
+    if stage.validation is None:
         return []
-    data = dataclasses.replace(stage.data, mixture=validation.mixture)
-    held_out = dataclasses.replace(stage, name=f"{stage.name}/validation", data=data)
-    loader = make_loader(held_out, run.processor, seed=run.experiment.seed, quarantine=run.quarantine)
-    batches: list[Batch] = [batch for batch, _ in itertools.islice(loader, validation.batches)]
-    loader.close()
-    names = [entry.title for entry in validation.mixture]
-    objective = build_objective(run, stage, len(names))
+    names = [entry.title for entry in stage.validation.mixture]
+    objective, frozen = build_objective(run, stage, len(names)), batches.frozen
     sums = jax.jit(lambda params, batch: objective(params, batch)[1])
-    return [ValidationHook(batches, sums, names, validation.every, batch_sharding(run.mesh))]
+    measure = sums if frozen is None else lambda params, batch: sums(params, frozen(params, batch))
+    return [ValidationHook(batches.held_out, measure, names, stage.validation.every, batch_sharding(run.mesh))]
 
 
 def checkpoint_files(run: Run) -> dict[str, bytes]:

@@ -23,8 +23,11 @@ from vlm_jax.serialise import differences, to_json, to_plain
 
 log = logging.getLogger(__name__)
 
-HARMLESS = ("name", "log_every", "checkpoints", "evaluation", "bad_record_limit", "mesh")
+HARMLESS = ("name", "log_every", "checkpoints", "evaluation", "bad_record_limit", "mesh", "feature_cache")
 """Fields of an experiment that may differ when a run is resumed."""
+
+HARMLESS_OF_STAGES = ("validation", "cache_features")
+"""The same of a stage."""
 
 TOKENIZER_TEXTS = 20_000
 """So many texts of every mixture entry train the tokenizer."""
@@ -107,7 +110,7 @@ def _harmless(field: str, new: dict[str, Any], begun_stages: list[str]) -> bool:
         return not begun_stages
     stage = new["stages"][int(parts[1])] if int(parts[1]) < len(new["stages"]) else None
     begun = stage is None or stage["name"] in begun_stages
-    return not begun or parts[2:3] == ["validation"]
+    return not begun or any(part in HARMLESS_OF_STAGES for part in parts[2:3])
 
 
 def prepare_processor(experiment: Experiment, workdir: epath.Path) -> Processor:
