@@ -2,23 +2,38 @@
 
 import dataclasses
 import json
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 from etils import epath
 from jaxtyping import UInt8
 
 from data_pipelines import images as image_functions
+from data_pipelines.chat_template import ChatTemplate, render_chat
 from data_pipelines.control_template import TemplateConfig, render
 from data_pipelines.examples import Example, Image, Role
 from data_pipelines.images import ImagePreprocessing
+from data_pipelines.prefix_template import PrefixTemplate, render_prefix
 from data_pipelines.rendered import Rendered
 from data_pipelines.tokenizers import Tokenizer, load_tokenizer
 from vlm_jax.errors import UserError
+from vlm_jax.serialise import from_plain, to_plain
 
-__all__ = ["Processor", "Rendered", "TemplateConfig", "load_processor", "render"]
+__all__ = [
+    "ChatTemplate",
+    "PrefixTemplate",
+    "Processor",
+    "Rendered",
+    "Template",
+    "TemplateConfig",
+    "load_processor",
+    "render",
+]
 
 _FILE = "processor.json"
+
+Template = TemplateConfig | ChatTemplate | PrefixTemplate
+"""How turns and pictures become tokens: by control tokens, by a model's own chat template, or as prefix and suffix."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +41,7 @@ class Processor:
     """Everything that turns an Example into arrays. Every checkpoint keeps one, as plain JSON and tokenizer files."""
 
     tokenizer: Tokenizer
-    template: TemplateConfig
+    template: Template
     images: ImagePreprocessing
     image_size: tuple[int, int]
     """(height, width) in pixels."""
@@ -34,8 +49,16 @@ class Processor:
     """N, positions that one picture takes in the sequence."""
 
     def render(self, example: Example, open_turn: Role | None = None) -> Rendered:
-        """See the function `render`."""
-        return render(example, self.tokenizer, self.template, self.prompt_tokens, open_turn=open_turn)
+        """Lays an example out as token ids: see `render`, `render_chat` and `render_prefix`.
+
+        open_turn: opens this role's turn at the end, for generation.
+        """
+        template, tokenizer, size = self.template, self.tokenizer, self.prompt_tokens
+        if isinstance(template, ChatTemplate):
+            return render_chat(example, tokenizer, template, size, open_turn=open_turn)
+        if isinstance(template, PrefixTemplate):
+            return render_prefix(example, tokenizer, template, size, open_turn=open_turn)
+        return render(example, tokenizer, template, size, open_turn=open_turn)
 
     def pixels(self, image: Image) -> UInt8[np.ndarray, "H W 3"]:
         """Decodes a picture and brings it to `image_size`.
@@ -51,7 +74,7 @@ class Processor:
         directory.mkdir(parents=True, exist_ok=True)
         self.tokenizer.save(directory)
         plain = {
-            "template": dataclasses.asdict(self.template),
+            "template": to_plain(self.template),
             "images": dataclasses.asdict(self.images),
             "image_size": list(self.image_size),
             "prompt_tokens": self.prompt_tokens,
@@ -77,12 +100,12 @@ def load_processor(directory: epath.PathLike) -> Processor:
         height, width = (int(side) for side in plain["image_size"])
         return Processor(
             tokenizer=load_tokenizer(directory),
-            template=TemplateConfig(**plain["template"]),
+            template=_template(plain["template"]),
             images=_checked_choices(ImagePreprocessing(**plain["images"])),
             image_size=(height, width),
             prompt_tokens=int(plain["prompt_tokens"]),
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{path}: damaged ({error!r}); restore the file or choose another checkpoint") from None
 
 
@@ -92,3 +115,11 @@ def _checked_choices(config: ImagePreprocessing) -> ImagePreprocessing:
         if choices and value not in choices:
             raise ValueError(f"{field.name} = {value!r}")
     return config
+
+
+def _template(plain: dict[str, Any]) -> Template:
+    # Files of before there were several kinds do not name theirs.
+    try:
+        return from_plain(Template, {"type": "TemplateConfig", **plain}, "template")  # type: ignore[arg-type]
+    except UserError as error:
+        raise ValueError(str(error)) from None

@@ -91,6 +91,7 @@ def _own_sentencepiece(directory: epath.Path, plain: dict[str, Any]) -> Sentence
             control=tuple(plain.get("control", ())),
             end_ids=tuple(plain.get("end_ids", ())),
             image_id=plain.get("image_id"),
+            adds_bos=plain.get("adds_bos", True),
         )
     except (TypeError, ValueError) as error:
         raise UserError(f"{path}: {error}; restore the file") from None
@@ -155,6 +156,7 @@ def _imported_sentencepiece(directory: epath.Path) -> SentencePieceTokenizer:
             control=control,
             end_ids=ids.ends(path, tokenizer.end_ids),
             image_id=ids.get("image_token"),
+            adds_bos=config.get("add_bos_token") is not False,
         )
     except ValueError as error:
         raise UserError(f"{path}: {error}; restore the file") from None

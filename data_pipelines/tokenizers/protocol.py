@@ -42,6 +42,10 @@ class Tokenizer(Protocol):
         """Opens an example."""
 
     @property
+    def adds_bos(self) -> bool:
+        """Whether plain text, as in pre-training, opens with bos_id."""
+
+    @property
     def end_id(self) -> int:
         """Ends a turn or a document."""
 
@@ -64,6 +68,8 @@ class Tokenizer(Protocol):
     @property
     def control_ids(self) -> frozenset[int]:
         """Ids that plain text never becomes and `decode` drops."""
+
+    def __hash__(self) -> int: ...
 
     def encode(self, text: str) -> list[int]:
         """Ids of plain text; never a control token, whatever the text says."""

@@ -7,6 +7,7 @@ import json
 import re
 import struct
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import sentencepiece
 from etils import epath
@@ -32,7 +33,13 @@ class SentencePieceTokenizer:
     """
 
     def __init__(
-        self, model: bytes, *, control: tuple[str, ...] = (), end_ids: tuple[int, ...] = (), image_id: int | None = None
+        self,
+        model: bytes,
+        *,
+        control: tuple[str, ...] = (),
+        end_ids: tuple[int, ...] = (),
+        image_id: int | None = None,
+        adds_bos: bool = True,
     ) -> None:
         """Loads a serialised model.
 
@@ -42,6 +49,7 @@ class SentencePieceTokenizer:
                 "user defined" in its model, which would let any text write them).
             end_ids: what ends a turn or a document; where empty, the model's own end of sentence.
             image_id: holds a picture's place; where None, `<image>` if the model has it.
+            adds_bos: whether plain text opens with the model's begin of sentence.
 
         Raises:
             ValueError: if the bytes are not a model, or it has nothing that ends a turn.
@@ -51,6 +59,7 @@ class SentencePieceTokenizer:
         except RuntimeError as error:
             raise ValueError(f"not a sentencepiece model ({error})") from None
         self._model, self._control, self._ends, self._image = model, control, end_ids, image_id
+        self.adds_bos = adds_bos
         processor = self._processor
         self.vocabulary_size: int = processor.vocab_size()
         trained_here = tuple(map(processor.id_to_piece, range(min(self.vocabulary_size, 7)))) == CONTROL_PIECES
@@ -127,28 +136,26 @@ class SentencePieceTokenizer:
         self, *, end_ids: tuple[int, ...] | None = None, image_id: int | None = None
     ) -> "SentencePieceTokenizer":
         """See `Tokenizer`."""
-        ends = self._ends if end_ids is None else end_ids
-        return SentencePieceTokenizer(
-            self._model,
-            control=self._control,
-            end_ids=ends,
-            image_id=self._image if image_id is None else image_id,
-        )
+        options = self._options()
+        if end_ids is not None:
+            options["end_ids"] = end_ids
+        if image_id is not None:
+            options["image_id"] = image_id
+        return SentencePieceTokenizer(self._model, **options)
 
     def with_control(self, piece: str) -> "SentencePieceTokenizer":
         """The same tokenizer with one more control token behind the others."""
         # Parts of a serialised model may stand behind each other: a list grows by what is appended to the file.
         entry = _field(1, piece.encode()) + b"\x15" + struct.pack("<f", 0.0) + bytes((0x18, _CONTROL_TYPE))
-        return SentencePieceTokenizer(
-            self._model + _field(1, entry), control=self._control, end_ids=self._ends, image_id=self._image
-        )
+        return SentencePieceTokenizer(self._model + _field(1, entry), **self._options())
 
     def save(self, directory: epath.PathLike) -> None:
         """Writes tokenizer.model and tokenizer.json."""
         directory = epath.Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         (directory / MODEL_FILE).write_bytes(self._model)
-        plain = {"type": "sentencepiece", "sha256": hashlib.sha256(self._model).hexdigest(), **self._options()}
+        options = {name: value for name, value in self._options().items() if value not in ((), None, True)}
+        plain = {"type": "sentencepiece", "sha256": hashlib.sha256(self._model).hexdigest(), **options}
         (directory / JSON_FILE).write_text(json.dumps(plain, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
     @property
@@ -166,15 +173,19 @@ class SentencePieceTokenizer:
         return f"SentencePieceTokenizer(vocabulary_size={self.vocabulary_size})"
 
     def __reduce__(self) -> tuple:
-        return _restored, self._key()
+        return _restored, (self._model, self._options())
 
-    def _key(self) -> tuple[bytes, tuple[str, ...], tuple[int, ...], int | None]:
-        return self._model, self._control, self._ends, self._image
+    def _key(self) -> tuple:
+        return self._model, *self._options().values()
 
-    def _options(self) -> dict[str, object]:
-        """What differs from what the model alone says, as JSON."""
-        options = {"control": list(self._control), "end_ids": list(self._ends), "image_id": self._image}
-        return {name: value for name, value in options.items() if value not in ([], None)}
+    def _options(self) -> dict[str, Any]:
+        """What was said beside the model."""
+        return {
+            "control": self._control,
+            "end_ids": self._ends,
+            "image_id": self._image,
+            "adds_bos": self.adds_bos,
+        }
 
     def _id(self, piece: str) -> int | None:
         id = self._processor.piece_to_id(piece)
@@ -210,10 +221,8 @@ class SentencePieceTokenizer:
         return tuple(ids)
 
 
-def _restored(
-    model: bytes, control: tuple[str, ...], end_ids: tuple[int, ...], image_id: int | None
-) -> SentencePieceTokenizer:
-    return SentencePieceTokenizer(model, control=control, end_ids=end_ids, image_id=image_id)
+def _restored(model: bytes, options: dict[str, Any]) -> SentencePieceTokenizer:
+    return SentencePieceTokenizer(model, **options)
 
 
 def _or_none(id: int) -> int | None:

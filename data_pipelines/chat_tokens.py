@@ -1,0 +1,206 @@
+"""From a conversation in pieces to token ids, loss flags and the places of pictures.
+
+Control tokens count only where the template wrote them; text between two of them is encoded as one run, across the
+borders of messages, as transformers encodes it. Characters then tell which tokens are whose.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from data_pipelines.conversation import Piece
+from data_pipelines.tokenizers import Found, Tokenizer
+
+_OTHER = "\ue0f2"
+
+
+@dataclasses.dataclass(frozen=True)
+class Pictures:
+    """What stands in the sequence for a picture: its tokens' ids, and text before and after them."""
+
+    ids: tuple[int, ...]
+    before: str = ""
+    after: str = ""
+    bidirectional: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Linear:
+    """One conversation as lists of equal length, and where its parts end."""
+
+    tokens: list[int]
+    loss: list[float]
+    visual: list[int]
+    """Which of the conversation's visual tokens stands here; -1 = none."""
+    blocks: list[int]
+    controls: list[int]
+    """Indices of the control tokens."""
+    pictures_end: int
+    """Tokens up to the end of the last picture, with the text after it."""
+    turn_starts: list[int]
+    """Per turn: index of the first token of its text, or of what follows where it has none."""
+    turn_ends: list[int]
+    """Per turn: tokens up to the end of its text; of an assistant's, with the token that ends the turn."""
+
+
+class _Token(NamedTuple):
+    """A token and the characters that it covers; visual >= 0 = a visual token."""
+
+    id: int
+    start: int
+    end: int
+    control: bool = False
+    visual: int = -1
+
+
+@dataclasses.dataclass
+class _Stretch:
+    """Text between two pictures, from character `start` of the whole text; its first `tail` belong to a picture."""
+
+    start: int
+    text: str = ""
+    masked: str = ""
+    tail: int = 0
+    after_picture: bool = False
+
+    def add(self, text: str, own: bool) -> None:
+        """Appends; `own` = a message's words, in which no control token is looked for."""
+        self.text += text
+        self.masked += "".join(c if c.isspace() else _OTHER for c in text) if own else text
+
+    @property
+    def end(self) -> int:
+        return self.start + len(self.text)
+
+
+def linear(
+    pieces: Sequence[Piece],
+    tokenizer: Tokenizer,
+    pictures: Pictures,
+    *,
+    learned: Sequence[bool],
+    closing: Sequence[int | None],
+    add_end: bool,
+    add_bos: bool,
+) -> Linear:
+    """Encodes a conversation.
+
+    Args:
+        pieces: the conversation, as its template wrote it.
+        tokenizer: gives ids.
+        pictures: what stands for a picture.
+        learned: per turn, whether it carries loss.
+        closing: per turn, the control token that ends it; None = not known.
+        add_end: put that token behind the text of every learned turn, since the template does not.
+        add_bos: put <bos> in front, unless the text opens with it.
+    """
+    stretches, words = _stretches(pieces, len(learned), pictures)
+    ends = [
+        Found(stop, stop, id)
+        for (_, stop), is_learned, id in zip(words, learned, closing, strict=True)
+        if add_end and is_learned and id is not None
+    ]
+    tokens = list(_tokens(stretches, tokenizer, pictures, ends))
+    bos = tokenizer.bos_id
+    if add_bos and bos is not None and not (tokens and tokens[0].control and tokens[0].id == bos):
+        tokens.insert(0, _Token(bos, 0, 0, control=True))
+    loss = [0.0] * len(tokens)
+    starts, stops = [], []
+    for number, (start, stop) in enumerate(words):
+        first = next((i for i, token in enumerate(tokens) if _reaches(token, start)), len(tokens))
+        limit = words[number + 1][0] if number + 1 < len(words) else stretches[-1].end + 1
+        last = _end_of_turn(tokens, first, stop, limit, closing[number])
+        if learned[number]:
+            loss[first:last] = [1.0] * (last - first)
+        starts.append(first)
+        stops.append(last)
+    size = max(len(pictures.ids), 1)
+    visual = [token.visual for token in tokens]
+    return Linear(
+        tokens=[token.id for token in tokens],
+        loss=loss,
+        visual=visual,
+        blocks=[v // size + 1 if pictures.bidirectional and v >= 0 else 0 for v in visual],
+        controls=[i for i, token in enumerate(tokens) if token.control],
+        pictures_end=_pictures_end(tokens, stretches),
+        turn_starts=starts,
+        turn_ends=stops,
+    )
+
+
+def _stretches(pieces: Sequence[Piece], turns: int, pictures: Pictures) -> tuple[list[_Stretch], list[tuple[int, int]]]:
+    """The text between pictures, and where in the whole text the words of every turn stand."""
+    stretches = [_Stretch(0)]
+    words = [(0, 0)] * turns
+    for piece in pieces:
+        now = stretches[-1]
+        if piece.picture:
+            now.add(pictures.before, own=False)
+            stretches.append(_Stretch(now.end, tail=len(pictures.after), after_picture=True))
+            stretches[-1].add(pictures.after, own=False)
+            continue
+        start = now.end
+        now.add(piece.text, own=piece.turn >= 0)
+        if piece.turn >= 0:
+            words[piece.turn] = (start, now.end)
+    return stretches, words
+
+
+def _tokens(
+    stretches: Sequence[_Stretch], tokenizer: Tokenizer, pictures: Pictures, ends: Sequence[Found]
+) -> Iterator[_Token]:
+    for number, stretch in enumerate(stretches):
+        if number:
+            shown = (number - 1) * len(pictures.ids)
+            yield from (_Token(id, stretch.start, stretch.start, visual=shown + i) for i, id in enumerate(pictures.ids))
+        control = tokenizer.find_control(stretch.masked)
+        found = [Found(f.start + stretch.start, f.end + stretch.start, f.id) for f in control]
+        inside = [f for f in ends if stretch.start < f.start <= stretch.end]
+        at = stretch.start
+        for start, end, id in sorted([*found, *inside]):
+            yield from _run(stretch, at, start, tokenizer)
+            yield _Token(id, start, end, control=True)
+            at = end
+        yield from _run(stretch, at, stretch.end, tokenizer)
+
+
+def _run(stretch: _Stretch, start: int, end: int, tokenizer: Tokenizer) -> Iterator[_Token]:
+    if start >= end:
+        return
+    text = stretch.text[start - stretch.start : end - stretch.start]
+    # A picture before the first text has no characters here, so its stretch begins at 0 too, but not the sequence.
+    ids, spans = tokenizer.encode_run(text, first=start == 0 and not stretch.after_picture)
+    yield from (_Token(id, start + a, start + b) for id, (a, b) in zip(ids, spans, strict=True))
+
+
+def _reaches(token: _Token, start: int) -> bool:
+    """Whether the token covers the character at `start`, or stands behind it."""
+    if token.control:
+        return token.start >= start > 0
+    return token.visual < 0 and token.end > start
+
+
+def _end_of_turn(tokens: Sequence[_Token], first: int, stop: int, limit: int, closing: int | None) -> int:
+    """Tokens up to the end of the words that stop at character `stop`, with the token that ends the turn if any."""
+    last = first
+    while last < len(tokens) and tokens[last].start < stop and tokens[last].visual < 0:
+        last += 1
+    for number in range(last, len(tokens)):
+        token = tokens[number]
+        if token.visual >= 0 or token.start >= limit:
+            break
+        if token.control:
+            return number + 1 if token.id == closing else last
+    return last
+
+
+def _pictures_end(tokens: Sequence[_Token], stretches: Sequence[_Stretch]) -> int:
+    """Tokens up to the end of the last picture and of the text after it."""
+    shown = [i for i, token in enumerate(tokens) if token.visual >= 0]
+    if not shown:
+        return 0
+    end = stretches[-1].start + stretches[-1].tail
+    number = shown[-1] + 1
+    while number < len(tokens) and tokens[number].end <= end and tokens[number].start < end:
+        number += 1
+    return number
