@@ -11,11 +11,14 @@ from jaxtyping import PyTree
 
 from vlm_jax.convert.families import FAMILIES, Family, find_family
 from vlm_jax.convert.hf_config import read_hf_config, with_normalisation
+from vlm_jax.convert.image_processors import encoder_processor, write_image_processor
 from vlm_jax.convert.streaming import cast_dtypes, load_rows, stored_dtypes
 from vlm_jax.convert.tensors import Renamed, SafetensorsDirectory, Tensors
 from vlm_jax.convert.writing import SHARD_BYTES, new_directory, write_rows
 from vlm_jax.errors import UserError
 from vlm_jax.models.abstract import ModelConfig, boxed_params, build_model
+from vlm_jax.models.decoder import DecoderConfig
+from vlm_jax.models.vlm import VLMConfig
 from vlm_jax.parallel import abstract_params
 
 Progress = Callable[[int, int], None]
@@ -80,6 +83,8 @@ def save_hf(
 ) -> None:
     """Writes config.json and model.safetensors, which transformers loads; dtypes are kept.
 
+    An encoder also gets the preprocessor_config.json that is usual for its kind, with its size, mean and std.
+
     The directory appears when it is whole.
 
     Args:
@@ -110,6 +115,9 @@ def write_hf(
     hf = {**hf, "dtype": max(set(leaves), key=leaves.count)}
     write_rows(family.rows(config), params, directory, shard_bytes, progress)
     (directory / "config.json").write_text(json.dumps(hf, indent=2) + "\n", encoding="utf-8")
+    if not isinstance(config, (VLMConfig, DecoderConfig)):
+        processor = write_image_processor(encoder_processor(config))
+        (directory / "preprocessor_config.json").write_text(json.dumps(processor, indent=2) + "\n", encoding="utf-8")
 
 
 def find_writer(config: ModelConfig) -> tuple[Family, dict[str, Any]]:

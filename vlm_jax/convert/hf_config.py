@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from vlm_jax.convert.image_processors import read_image_processor
 from vlm_jax.errors import UserError
 from vlm_jax.models.abstract import ModelConfig
 from vlm_jax.models.decoder import DecoderConfig
 from vlm_jax.models.encoders import EncoderConfig
+from vlm_jax.models.vit import PatchStem, ViTConfig
 from vlm_jax.models.vlm import VLMConfig
 
 
@@ -26,9 +28,10 @@ def read_hf_config(path: Path) -> dict[str, Any]:
 
 
 def with_normalisation(config: ModelConfig, path: Path) -> ModelConfig:
-    """The same config with mean and std of pictures as the directory's image processor has them, if there is one.
+    """The same config with size, mean and std of pictures as the directory's image processor has them, if there is one.
 
-    They are part of our encoder's config, but not of config.json, so families can only give what is usual.
+    Mean and std are part of our encoder's config, but not of config.json, so families can only give what is usual. A
+    config.json tells the size that positions were learned for, which need not be that of the pictures (DINOv2).
 
     Raises:
         UserError: if the image processor's file is damaged.
@@ -50,8 +53,23 @@ def _normalised(config: EncoderConfig, path: Path) -> EncoderConfig:
         processor = processor.get("image_processor", processor)
         if isinstance(processor, Mapping) and "image_mean" in processor and "image_std" in processor:
             mean, std = (_three(file, processor[field]) for field in ("image_mean", "image_std"))
-            return dataclasses.replace(config, mean=mean, std=std)
+            return _sized(dataclasses.replace(config, mean=mean, std=std), processor)
     return config
+
+
+def _sized(config: EncoderConfig, processor: Mapping[str, Any]) -> EncoderConfig:
+    try:
+        size = read_image_processor(processor).image_size
+    except UserError:
+        return config  # its pictures have no one size, or it does what we cannot: the config's own size stands
+    if size == config.image_size:
+        return config
+    if not isinstance(config, ViTConfig):
+        return dataclasses.replace(config, image_size=size)
+    stem, grid = config.stem, config.position_grid or config.grid
+    if isinstance(stem, PatchStem) and any(side % stem.patch for side in size):
+        stem = dataclasses.replace(stem, truncate=True)
+    return dataclasses.replace(config, image_size=size, stem=stem, position_grid=grid)
 
 
 def _three(file: Path, numbers: Any) -> tuple[float, float, float]:

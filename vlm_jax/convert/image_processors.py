@@ -161,6 +161,11 @@ def write_image_processor(processor: ImageProcessor) -> dict[str, Any]:
     return {**kind, "size": {"shortest_edge": edge}, **crop}
 
 
+def encoder_processor(config: EncoderConfig) -> ImageProcessor:
+    """The image processor of an encoder by itself, whose config does not say how pictures get their size."""
+    return ImageProcessor(config.image_size, usual_preprocessing(config), config.mean, config.std)
+
+
 def usual_preprocessing(config: EncoderConfig) -> ImagePreprocessing:
     """How the published models of an encoder's kind have their pictures: SigLIP squashed, others cropped."""
     if isinstance(config, ViTConfig) and not config.class_token:
