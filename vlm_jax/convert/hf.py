@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from vlm_jax.convert.families import FAMILIES, Family, find_family
 from vlm_jax.convert.hf_config import read_hf_config, with_normalisation
 from vlm_jax.convert.image_processors import encoder_processor, write_image_processor
+from vlm_jax.convert.names import Row
 from vlm_jax.convert.streaming import cast_dtypes, load_rows, stored_dtypes
 from vlm_jax.convert.tensors import Renamed, SafetensorsDirectory, Tensors
 from vlm_jax.convert.writing import SHARD_BYTES, new_directory, write_rows
@@ -113,11 +115,23 @@ def write_hf(
     family, hf = find_writer(config)
     leaves = [str(leaf.dtype) for leaf in jax.tree.leaves(params)]
     hf = {**hf, "dtype": max(set(leaves), key=leaves.count)}
-    write_rows(family.rows(config), params, directory, shard_bytes, progress)
+    rows, unused = list(family.rows(config)), unused_tensors(family, config)
+    if unused:
+        rows += [Row(name, f"unused/{name}") for name in unused]
+        params = {**params, "unused": unused}
+    write_rows(rows, params, directory, shard_bytes, progress)
     (directory / "config.json").write_text(json.dumps(hf, indent=2) + "\n", encoding="utf-8")
     if not isinstance(config, (VLMConfig, DecoderConfig)):
         processor = write_image_processor(encoder_processor(config))
         (directory / "preprocessor_config.json").write_text(json.dumps(processor, indent=2) + "\n", encoding="utf-8")
+
+
+def unused_tensors(family: Family, config: ModelConfig) -> dict[str, np.ndarray]:
+    """Tensors that a loader outside expects and that have no effect on what the model computes; a family may have
+    them, by a function `constants` of the config.
+    """
+    constants = getattr(family, "constants", None)
+    return constants(config) if constants is not None else {}
 
 
 def find_writer(config: ModelConfig) -> tuple[Family, dict[str, Any]]:

@@ -15,6 +15,7 @@ from vlm_jax.models.decoder import Decoder, DecoderConfig
 from vlm_jax.models.encoders import EncoderConfig, build_encoder, normalise
 from vlm_jax.models.layers import Precision
 from vlm_jax.models.masks import reference_mask, within_window
+from vlm_jax.models.vit import ViTConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +53,12 @@ class VLMConfig:
         """N, the visual tokens that a picture puts into the sequence; 0 for a text-only LLM."""
         if self.encoder is None or self.adapter is None:
             return 0
-        return self.adapter.prompt_tokens(self.encoder.grid)
+        kept = isinstance(self.encoder, ViTConfig) and self.encoder.keep_class_token
+        if kept and self.adapter.pixel_shuffle > 1:
+            raise ValueError(
+                "VLMConfig: pixel_shuffle joins patches, but keep_class_token keeps a feature that is none"
+            )
+        return self.adapter.prompt_tokens(self.encoder.grid) + kept
 
     @property
     def image_size(self) -> tuple[int, int]:

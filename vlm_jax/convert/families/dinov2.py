@@ -84,7 +84,10 @@ def read_config(hf: Mapping[str, Any]) -> ViTConfig:
 
 
 def rows(config: ViTConfig) -> list[Row]:
-    """The name table. `weights_in` of a gated MLP holds the gate's rows, then the other's."""
+    """The name table; without the final norm where the config has none.
+
+    `weights_in` of a gated MLP holds the gate's rows, then the other's.
+    """
     grid = position_grid(config)
     count, width = math.prod(grid), config.width
     positions = "embeddings.position_embeddings"
@@ -95,7 +98,7 @@ def rows(config: ViTConfig) -> list[Row]:
         Row(positions, "positions", Reshape((1, count, width), (*grid, width)), part=Part(1, 1, count + 1)),
         *block_rows(config, NAMES),
         *per_block(config, NAMES, [Row(f"layer_scale{i}.lambda1", f"{part}_scale") for i, part in _BRANCHES]),
-        *norm("layernorm", "norm"),
+        *(norm("layernorm", "norm") if config.final_norm != "none" else []),
     ]
     if config.registers:
         shape = config.registers, width
@@ -125,9 +128,21 @@ def write_config(config: Any) -> dict[str, Any] | None:
     """
     if not (isinstance(config, ViTConfig) and config.class_token and config.layer_scale) or config.stem_norm:
         return None
-    size = square_size(config, "DINOv2")
     if config.final_norm != "features":
         raise UserError(f"DINOv2 norms its features, but final_norm is {config.final_norm!r}")
+    architecture = "Dinov2WithRegistersModel" if config.registers else "Dinov2Model"
+    return {"architectures": [architecture], **write_fields(config)}
+
+
+def write_fields(config: ViTConfig) -> dict[str, Any]:
+    """The fields of config.json, whatever becomes of the final norm.
+
+    Raises:
+        UserError: if DINOv2 cannot express the blocks or the stem.
+    """
+    size = square_size(config, "DINOv2")
+    if not config.layer_scale:
+        raise UserError("DINOv2 has no blocks without layer_scale")
     if not getattr(config.stem, "bias", True):
         raise UserError("DINOv2 has no stem without a bias")
     if config.gated_mlp and config.activation != "silu":
@@ -135,7 +150,6 @@ def write_config(config: Any) -> dict[str, Any] | None:
     check_resampling(config, "DINOv2", _resampling(bool(config.registers)))
     special = {"num_register_tokens": config.registers} if config.registers else {"use_mask_token": False}
     return {
-        "architectures": ["Dinov2WithRegistersModel" if config.registers else "Dinov2Model"],
         "model_type": "dinov2_with_registers" if config.registers else "dinov2",
         "hidden_size": config.width,
         "num_hidden_layers": config.layers,

@@ -49,7 +49,7 @@ def pixel_shuffle(features: Float[Array, "N h w D"], r: int) -> Float[Array, "N 
 
 
 class MLPAdapter(nn.Module):
-    """[N, P, D] features -> [N, prompt_tokens, width] visual tokens."""
+    """[N, P, D] features -> [N, prompt_tokens, width] visual tokens; a class token among the features is one too."""
 
     config: MLPAdapterConfig
     grid: tuple[int, int]
@@ -62,8 +62,10 @@ class MLPAdapter(nn.Module):
     def __call__(self, features: Float[Array, "N P D"]) -> Float[Array, "N T W"]:
         c = self.config
         count, _, channels = features.shape
-        x = pixel_shuffle(features.reshape(count, *self.grid, channels), c.pixel_shuffle)
-        x = x.reshape(count, -1, x.shape[-1])
+        x = features
+        if c.pixel_shuffle > 1:
+            x = pixel_shuffle(x.reshape(count, *self.grid, channels), c.pixel_shuffle)
+            x = x.reshape(count, -1, x.shape[-1])
         hidden = c.hidden or self.width
         for i in range(c.layers):
             last = i == c.layers - 1
