@@ -1,0 +1,35 @@
+"""Imports a directory onto four devices and says what each of them holds; a program of its own, since the number of
+devices is fixed when jax starts.
+
+    XLA_FLAGS=--xla_force_host_platform_device_count=4 python four_devices.py DIRECTORY
+"""
+
+import json
+import sys
+
+import jax
+import numpy as np
+
+from vlm_jax.convert import load_hf
+from vlm_jax.parallel import MeshConfig, build_mesh
+
+
+def main(directory: str) -> None:
+    """Prints JSON."""
+    mesh = build_mesh(MeshConfig(fsdp=2, tensor=2))
+    _, params = load_hf(directory, mesh=mesh)
+    _, alone = load_hf(directory)
+    same = jax.tree.map(lambda a, b: np.asarray(a).tobytes() == np.asarray(b).tobytes(), params, alone)
+    block = params["layers"]["block_0"]
+    found = {
+        "same": all(jax.tree.leaves(same)),
+        "devices": sorted({len(leaf.sharding.device_set) for leaf in jax.tree.leaves(params)}),
+        "up": [list(shard.data.shape) for shard in block["mlp"]["up"]["kernel"].addressable_shards],
+        "embedding": [list(shard.data.shape) for shard in params["embedding"].addressable_shards],
+        "norm": [list(shard.data.shape) for shard in params["norm"]["scale"].addressable_shards],
+    }
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
