@@ -90,7 +90,7 @@ def save_hf(
     The directory appears when it is whole.
 
     Args:
-        config: of a VLM, a decoder or an encoder.
+        config: of a VLM, a decoder or an encoder. A VLM without an encoder is written as its decoder.
         params: its parameters, as `load_hf` gives them.
         path: a directory that does not exist or is empty.
         shard_bytes: larger models are cut into files of at most this size, with an index.
@@ -112,6 +112,8 @@ def write_hf(
     progress: Progress | None = None,
 ) -> None:
     """`save_hf` into a directory that is there already, file by file."""
+    if isinstance(config, VLMConfig) and config.encoder is None:
+        config, params = config.decoder, params["decoder"]
     family, hf = find_writer(config)
     leaves = [str(leaf.dtype) for leaf in jax.tree.leaves(params)]
     hf = {**hf, "dtype": max(set(leaves), key=leaves.count)}
