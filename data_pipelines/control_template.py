@@ -44,6 +44,8 @@ class _TurnWriter(Writer):
         ids = self.tokenizer.encode(text.text)
         if text.role is None:
             self.add(ids, float(text.loss))
+        elif text.role not in self.opening:
+            raise BadRecord(f"this template has no place for a {text.role} message")
         elif text.loss:
             self.add([self.opening[text.role]])
             self.add([*ids, self.tokenizer.end_id], 1.0)

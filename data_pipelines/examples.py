@@ -12,7 +12,8 @@ each other: many questions about one picture, a chosen and a rejected answer, a 
 import dataclasses
 from typing import Literal
 
-Role = Literal["user", "assistant"]
+Role = Literal["system", "user", "assistant"]
+"""Whose turn it is. Not every template has a place for a system message; those that have none refuse it."""
 
 
 @dataclasses.dataclass(frozen=True)

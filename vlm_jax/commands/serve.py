@@ -10,8 +10,8 @@ from vlm_jax.commands.common import add_command
 from vlm_jax.errors import UserError
 from vlm_jax.serving.config import ServingConfig
 
-_DESCRIPTION = """An HTTP server that OpenAI's clients can talk to: /v1/chat/completions (pictures as data URLs, streaming or
-not), /v1/models, /health, and /metrics for Prometheus. Requests that wait are answered together, as one batch.
+_DESCRIPTION = """An HTTP server for OpenAI's clients: /v1/chat/completions (pictures as data URLs, streaming or not),
+/v1/models, /health, and /metrics for Prometheus. Requests that wait are answered together, as one batch.
 
 It listens on this machine only. With --host it listens elsewhere, and then clients must send an API key: the first line
 of --api-key-file, or the environment variable VLM_API_KEY. SIGTERM or Ctrl-C lets running requests finish.

@@ -72,8 +72,9 @@ async def _complete(service: Service, http: Request) -> Response:
         with service.admit():
             asked = parse_request(await read_body(http, config.body_bytes, config.body_seconds))
             run = await unless_disconnected(service.prepare(asked), http.receive)
-    except APIError:
-        await discard_body(http, config.body_bytes)
+    except APIError as error:
+        if error.status != 408:  # whoever sends that slowly will not be waited for again
+            await discard_body(http, config.body_bytes)
         raise
     if run is None:
         raise ClientDisconnect
@@ -126,8 +127,8 @@ def _key_check(key: str) -> Callable[[Request], Awaitable[None]]:
 
     async def check(request: Request) -> None:
         scheme, _, given = request.headers.get("authorization", "").partition(" ")
-        # Digests have one length, so the time of the comparison tells nothing about the key.
-        same = hmac.compare_digest(hashlib.sha256(given.strip().encode()).digest(), expected)
+        # Digests have one length, so the time of the comparison tells nothing about the key. Headers come as Latin-1.
+        same = hmac.compare_digest(hashlib.sha256(given.strip().encode("latin-1")).digest(), expected)
         if key and (scheme.lower() != "bearer" or not same):
             await discard_body(request, _UNREAD)
             raise unauthorised()

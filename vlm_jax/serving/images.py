@@ -5,6 +5,7 @@ import binascii
 import re
 
 from data_pipelines.examples import Image
+from data_pipelines.image_files import size_in_header
 from vlm_jax.serving.config import ServingConfig
 from vlm_jax.serving.errors import APIError, invalid
 from vlm_jax.serving.remote import fetch
@@ -34,8 +35,13 @@ def read_picture(url: str, where: str, config: ServingConfig) -> Image:
         raise invalid(message, where, "invalid_image_url")
     else:
         data = fetch(url, config.picture_bytes, config.remote_seconds)
+    if not data:
+        raise _bad("the picture is empty", where)
     if len(data) > config.picture_bytes:
         raise _bad(f"the picture is larger than {config.picture_bytes} bytes", where)
+    size = size_in_header(data)
+    if size is not None and size[0] * size[1] > config.picture_pixels:
+        raise _bad(f"{size[0]} x {size[1]} pixels, at most {config.picture_pixels} are decoded", where)
     return Image(data=data)
 
 
@@ -44,12 +50,9 @@ def _of_data_url(url: str, where: str) -> bytes:
     if header is None:
         raise _bad("the data URL must begin with data:image/FORMAT;base64,", where)
     try:
-        data = base64.b64decode(url[header.end() :], validate=True)
+        return base64.b64decode(url[header.end() :], validate=True)
     except (binascii.Error, ValueError):
         raise _bad("the data URL is not valid base64", where) from None
-    if not data:
-        raise _bad("the picture is empty", where)
-    return data
 
 
 def _bad(why: str, where: str) -> APIError:

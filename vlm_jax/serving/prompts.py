@@ -1,14 +1,13 @@
 """From the messages of a request to the prompt that an engine answers."""
 
 from collections.abc import Callable
-from typing import cast, get_args
 
 from data_pipelines.examples import Example, Image, Role, Segment, Text
 from vlm_jax.serving.config import ServingConfig
 from vlm_jax.serving.errors import invalid
 from vlm_jax.serving.protocol import ChatRequest, ImagePart, TextPart
 
-_ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+_ROLES: dict[str, Role] = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 """OpenAI's roles -> those of a turn."""
 
 
@@ -38,8 +37,5 @@ def prompt_of(request: ChatRequest, config: ServingConfig, picture: Callable[[st
                 texts.append(part.text)
             else:
                 trunk.append(picture(part.image_url.url, f"messages[{turn}].content[{number}].image_url.url"))
-        role = _ROLES[message.role]
-        if role not in get_args(Role):
-            raise invalid(f"messages[{turn}]: this model has no place for system messages", f"messages[{turn}].role")
-        trunk.append(Text("\n".join(texts), role=cast(Role, role)))
+        trunk.append(Text("\n".join(texts), role=_ROLES[message.role]))
     return Example(trunk=tuple(trunk))

@@ -12,6 +12,7 @@ import numpy as np
 
 from data_pipelines.examples import Example
 from data_pipelines.images import BadImage
+from data_pipelines.quarantine import BadRecord
 from vlm_jax.errors import UserError
 from vlm_jax.generation import Engine, Piece, Request, Sampler, question
 from vlm_jax.serving.batcher import Batcher, Job
@@ -132,7 +133,7 @@ class Service:
                 samples=request.n,
             )
             self.engine.check(made)
-        except UserError as error:
+        except (UserError, BadRecord) as error:
             raise invalid(str(error), "messages") from None
         except BadImage as error:
             raise invalid(f"a picture: {error}", "messages", "invalid_image") from None
