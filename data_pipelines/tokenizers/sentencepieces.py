@@ -159,6 +159,11 @@ class SentencePieceTokenizer:
         (directory / JSON_FILE).write_text(json.dumps(plain, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
     @property
+    def takes_mark_for_space(self) -> bool:
+        """Whether U+2581 in a text is the same as a space, as in imported models; else it comes back as it was."""
+        return not self._mark
+
+    @property
     def model(self) -> bytes:
         """The serialised model."""
         return self._model

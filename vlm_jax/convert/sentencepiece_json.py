@@ -1,0 +1,78 @@
+"""A sentencepiece model as a tokenizer.json: the same ids, by the `tokenizers` library, which transformers loads."""
+
+from typing import Any
+
+import tokenizers
+from sentencepiece import sentencepiece_model_pb2
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
+
+from data_pipelines.tokenizers import SentencePieceTokenizer
+from data_pipelines.tokenizers.merges import merges_by_score
+from data_pipelines.tokenizers.metadata import sentencepiece_bpe, sentencepiece_decoder
+from vlm_jax.errors import UserError
+
+_MARK = "▁"
+_MODEL: Any = vars(sentencepiece_model_pb2)["ModelProto"]
+_PIECE = _MODEL.SentencePiece
+_LEARNED = (_PIECE.NORMAL, _PIECE.USER_DEFINED, _PIECE.UNUSED)
+_UNIGRAM, _BPE = 1, 2
+
+
+def sentencepiece_json(tokenizer: SentencePieceTokenizer) -> str:
+    """tokenizer.json of a sentencepiece model.
+
+    Of models trained here, pieces are written with real spaces, so that the character that sentencepiece writes in
+    their place (U+2581) comes back as it was, as it does here.
+
+    Raises:
+        UserError: if the model is neither Unigram nor BPE, or changes its text before it is cut into pieces.
+    """
+    proto = _MODEL.FromString(tokenizer.model)
+    normalizer = proto.normalizer_spec
+    if normalizer.precompiled_charsmap or normalizer.remove_extra_whitespaces:
+        raise UserError(
+            "the sentencepiece model rewrites its text (characters or spaces), which has no equal in a tokenizer.json; "
+            "take the tokenizer.json that the model's authors publish"
+        )
+    plain_spaces = not tokenizer.takes_mark_for_space
+    pieces = [(piece.piece.replace(_MARK, " ") if plain_spaces else piece.piece) for piece in proto.pieces]
+    kind = proto.trainer_spec.model_type
+    if kind == _UNIGRAM:
+        whole = _unigram(proto, pieces)
+    elif kind == _BPE:
+        whole = _bpe(proto, pieces, normalizer.add_dummy_prefix)
+    else:
+        raise UserError("the sentencepiece model is neither Unigram nor BPE, so no tokenizer.json can be written of it")
+    if plain_spaces:
+        whole.normalizer = None
+        whole.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    elif kind == _UNIGRAM:
+        prefix = [normalizers.Prepend(_MARK)] if normalizer.add_dummy_prefix else []
+        whole.normalizer = normalizers.Sequence([*prefix, normalizers.Replace(" ", _MARK)])
+        whole.decoder = sentencepiece_decoder(normalizer.add_dummy_prefix)
+    control = [pieces[id] for id in sorted(tokenizer.control_ids)]
+    whole.add_special_tokens([AddedToken(piece, special=True, normalized=False) for piece in control])
+    return whole.to_str()
+
+
+def _unigram(proto: Any, pieces: list[str]) -> tokenizers.Tokenizer:
+    lowest = min(piece.score for piece in proto.pieces if piece.type == _PIECE.NORMAL)
+    # The library's score of an unknown character goes by the lowest of all, sentencepiece's by that of learned pieces.
+    scores = [piece.score if piece.type in _LEARNED else lowest for piece in proto.pieces]
+    unknown = next(id for id, piece in enumerate(proto.pieces) if piece.type == _PIECE.UNKNOWN)
+    vocabulary = list(zip(pieces, scores, strict=True))
+    tokenizer = tokenizers.Tokenizer(models.Unigram(vocabulary, unknown, byte_fallback=_has_bytes(proto)))
+    # The library would find the pieces that stand for bytes where somebody writes them out.
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("<(?=0x[0-9A-F]{2}>)"), "isolated")
+    return tokenizer
+
+
+def _bpe(proto: Any, pieces: list[str], dummy_prefix: bool) -> tokenizers.Tokenizer:
+    scores = {text: piece.score for text, piece in zip(pieces, proto.pieces, strict=True) if piece.type in _LEARNED}
+    vocabulary = {text: id for id, text in enumerate(pieces)}
+    unknown = next(text for text, piece in zip(pieces, proto.pieces, strict=True) if piece.type == _PIECE.UNKNOWN)
+    return sentencepiece_bpe(vocabulary, merges_by_score(scores), unknown=unknown, dummy_prefix=dummy_prefix)
+
+
+def _has_bytes(proto: Any) -> bool:
+    return any(piece.type == _PIECE.BYTE for piece in proto.pieces)
