@@ -17,7 +17,7 @@ def value(name: str, shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
     x = np.random.default_rng([zlib.crc32(name.encode()), seed]).standard_normal(shape, np.float32)
     if len(shape) > 1:
         return x * np.float32(np.prod(shape[1:]) ** -0.5)
-    return np.float32(0.25) * x + np.float32(0 if name.endswith("bias") else 1)
+    return np.asarray(np.float32(0.25) * x + np.float32(0 if name.endswith("bias") else 1))
 
 
 def write_weights(directory: Path, shapes: Shapes, seed: int = 0) -> None:
