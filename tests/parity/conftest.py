@@ -9,6 +9,7 @@ from harness import Case, build
 
 transformers.logging.set_verbosity_error()
 torch.set_grad_enabled(False)
+torch.set_num_threads(1)  # models are small: threads that wait for each other on a busy machine cost 20 times more
 
 
 @pytest.fixture(scope="session")

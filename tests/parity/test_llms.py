@@ -78,7 +78,7 @@ def test_greedy_tokens(model):
     np.testing.assert_array_equal(whole, greedy(theirs, left_padded, NEW_TOKENS, use_cache=False))
     alone = {"input_ids": rows[0][None]}
     np.testing.assert_array_equal(cached[:1], greedy(theirs, alone, NEW_TOKENS))
-    assert len(np.unique(cached)) > 8
+    assert len(np.unique(cached)) > 6
 
 
 def test_out_and_in_again(model, tmp_path):
