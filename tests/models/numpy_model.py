@@ -188,28 +188,37 @@ def vit(p, config, pixels):
         for r in range(rows):
             for c in range(columns):
                 square = pixels[r * size : (r + 1) * size, c * size : (c + 1) * size]
-                x[r, c] = np.sum(square[..., None] * stem["patch"]["kernel"], (0, 1, 2)) + stem["patch"]["bias"]
+                x[r, c] = np.sum(square[..., None] * stem["patch"]["kernel"], (0, 1, 2))
+        x += stem["patch"].get("bias", 0)
     else:
         x = pixels
         for i, stride in enumerate(config.stem.strides):
             x = gelu(conv(x, stem[f"conv_{i}"], stride))
         x = linear(x, stem["out"])
     x = (x + p["positions"]).reshape(-1, config.width)
+    if config.registers:
+        x = np.concatenate([p["registers"], x])
+    if config.class_token:
+        x = np.concatenate([(p["class_token"] + p["class_position"])[None], x])
+    if config.stem_norm:
+        x = layer_norm(x, p["stem_norm"], config.norm_epsilon)
     for layer in range(config.layers):
         block = take(p["layers"], layer)
         y = layer_norm(x, block["attention_norm"], config.norm_epsilon)
         queries, keys, values = (
-            np.einsum("sd,dhk->shk", y, block[name]["kernel"]) + block[name]["bias"]
+            np.einsum("sd,dhk->shk", y, block[name]["kernel"]) + block[name].get("bias", 0)
             for name in ("query", "key", "value")
         )
-        x = (
-            x
-            + np.einsum("shk,hkd->sd", attention(queries, keys, values), block["out"]["kernel"])
-            + block["out"]["bias"]
-        )
+        y = np.einsum("shk,hkd->sd", attention(queries, keys, values), block["out"]["kernel"]) + block["out"]["bias"]
+        x = x + y * block.get("attention_scale", 1)
         y = layer_norm(x, block["mlp_norm"], config.norm_epsilon)
-        x = x + linear(gelu(linear(y, block["mlp"]["up"])), block["mlp"]["down"])
-    return layer_norm(x, p["norm"], config.norm_epsilon)
+        inner, activation = linear(y, block["mlp"]["up"]), ACTIVATIONS[config.activation]
+        inner = activation(linear(y, block["mlp"]["gate"])) * inner if config.gated_mlp else activation(inner)
+        x = x + linear(inner, block["mlp"]["down"]) * block.get("mlp_scale", 1)
+    if config.final_norm == "features":
+        x = layer_norm(x, p["norm"], config.norm_epsilon)
+    ahead = config.class_token + config.registers
+    return np.concatenate([x[: int(config.keep_class_token)], x[ahead:]])
 
 
 def pixel_shuffle(grid, r):
@@ -231,7 +240,7 @@ def mlp_adapter(p, config, features, grid):
     x = pixel_shuffle(features.reshape(*grid, -1), config.pixel_shuffle)
     x = x.reshape(-1, x.shape[-1])
     for i in range(config.layers):
-        x = linear(x if i == 0 else gelu(x), p[f"layer_{i}"])
+        x = linear(x if i == 0 else ACTIVATIONS[config.activation](x), p[f"layer_{i}"])
     return x
 
 

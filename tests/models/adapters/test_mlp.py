@@ -27,6 +27,18 @@ def test_adapter_is_that_of_plain_numpy(make, layers, r, hidden):
     assert found.shape == (2, config.prompt_tokens((4, 6)), 11)
 
 
+def test_another_activation_and_no_biases(make):
+    config = MLPAdapterConfig(2, activation="quick_gelu", bias=False)
+    features = np.random.default_rng(0).standard_normal((1, 6, 5))
+    module = MLPAdapter(config, (2, 3), 7)
+    params = make.params(module, jnp.asarray(features, jnp.float32))
+    assert all(set(layer) == {"kernel"} for layer in params.values())
+    found = module.apply({"params": params}, jnp.asarray(features, jnp.float32))
+    np.testing.assert_allclose(
+        found[0], numpy_model.mlp_adapter(make.float64(params), config, features[0], (2, 3)), atol=1e-4
+    )
+
+
 def test_sizes_that_cannot_be_are_refused():
     with pytest.raises(ValueError, match="5 x 4 patches does not divide by pixel_shuffle 2"):
         MLPAdapterConfig(pixel_shuffle=2).prompt_tokens((5, 4))
