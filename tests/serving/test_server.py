@@ -2,6 +2,8 @@
 
 import contextlib
 import functools
+import logging
+import os
 import re
 import signal
 import socket
@@ -16,14 +18,25 @@ from clients import asked, connect
 from vlm_jax import cli
 from vlm_jax.generation import question
 
+QUICK = {**os.environ, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 SERVE = "import sys; from vlm_jax.cli import main; main(['serve', *sys.argv[1:]])"
 
 
+@pytest.fixture(autouse=True)
+def loggers():
+    """The command line sets up loggers for a process of its own; other tests go on in this one."""
+    root, kept = logging.getLogger(), logging.getLogger().handlers[:]
+    level = logging.getLogger("vlm_jax").level
+    yield
+    root.handlers[:] = kept
+    logging.getLogger("vlm_jax").setLevel(level)
+
+
 @contextlib.contextmanager
-def process(*arguments, **environment):
+def process(*arguments):
     """(process, base URL) of a server that listens; killed in the end if it is still there."""
     command = [sys.executable, "-c", SERVE, "--port", "0", *arguments]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **environment) as started:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=QUICK) as started:
         try:
             line = started.stdout.readline()
             address = re.search(r"http://\S+", line)

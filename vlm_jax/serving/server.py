@@ -27,16 +27,19 @@ def bind(host: str, port: int) -> socket.socket:
     """A socket at an address; nobody is answered before the server listens.
 
     Raises:
-        UserError: if the address is not this machine's or is taken.
+        UserError: if the address is not this machine's, or is taken.
     """
+    if not 0 <= port < 1 << 16:
+        raise UserError(f"--port {port}: give 0 (any free one) to 65535")
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         bound = socket.socket(family[0], family[1], family[2])
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(family[4])
-    except (OSError, OverflowError) as error:
-        why = getattr(error, "strerror", None) or str(error)
-        raise UserError(f"--host {host} --port {port}: {why}; choose another address or port") from None
+    except OSError as error:
+        raise UserError(
+            f"--host {host} --port {port}: {error.strerror or error}; choose another address or port"
+        ) from None
     return bound
 
 
