@@ -11,12 +11,14 @@ def decoder_flops(config: VLMConfig, length: int) -> float:
     """Forward FLOPs of one token in a row of `length` positions, logits included.
 
     Two for each weight of a matrix product, and 4 * heads * head_size * length a layer for attention, as in Chowdhery
-    et al. 2022 (PaLM), appendix B; embedding look-ups cost nothing.
+    et al. 2022 (PaLM), appendix B; a layer with a sliding window counts no more than its window. Embedding look-ups
+    cost nothing, and biases and norms next to nothing.
     """
     c = config.decoder
     attention = c.width * c.head_size * (2 * c.heads + 2 * c.key_value_heads)
     weights = c.layers * (attention + 3 * c.width * c.mlp_width) + c.width * c.vocabulary_size
-    return 2.0 * weights + 4.0 * c.layers * c.heads * c.head_size * length
+    seen = c.repeats * sum(min(block.window or length, length) for block in c.pattern)
+    return 2.0 * weights + 4.0 * c.heads * c.head_size * seen
 
 
 def encoder_flops(config: VLMConfig) -> float:
