@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from vlm_jax.convert.families import parts
+from vlm_jax.convert.families import dinov2, parts
 from vlm_jax.convert.families.common import affine, read_activation, refuse, write_activation
 from vlm_jax.convert.names import Row, prefixed
 from vlm_jax.errors import UserError
@@ -101,8 +101,9 @@ def _cut(tower: ViTConfig, hf: Mapping[str, Any]) -> ViTConfig:
             and not tower.class_token,
         },
     )
-    tied = (hf.get("vision_config") or {}).get("tie_last_hidden_states") and layers == tower.layers
-    normed = bool(tied) and tower.final_norm == "features"
+    vision = hf.get("vision_config") or {}
+    last_is_normed = vision.get("tie_last_hidden_states") and vision.get("model_type") not in dinov2.MODEL_TYPES
+    normed = bool(last_is_normed) and layers == tower.layers and tower.final_norm == "features"
     return parts.with_layers(
         tower,
         layers,
@@ -162,8 +163,6 @@ def write_config(config: Any) -> dict[str, Any] | None:
                 layout.bidirectional != "none"
             ),
             "registers": encoder.registers,
-            "a DINOv2 encoder with final_norm features, only with none": parts.is_dinov2(encoder)
-            and encoder.final_norm == "features",
         },
     )
     tower = parts.write_tower(encoder, resamples=parts.is_dinov2(encoder))

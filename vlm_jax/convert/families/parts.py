@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from vlm_jax.convert.families import clip, decoders, dinov2, find_family, siglip
+from vlm_jax.convert.families import clip, decoders, dinov2, find_family, internvl_vision, siglip
 from vlm_jax.convert.families.vision import position_grid
 from vlm_jax.convert.names import Row, prefixed
 from vlm_jax.errors import UserError
@@ -60,8 +60,8 @@ def tower_rows(config: ViTConfig) -> list[Row]:
 
 
 def is_dinov2(config: ViTConfig) -> bool:
-    """Whether the encoder's names are DINOv2's; CLIP and SigLIP share theirs."""
-    return _tower(config) is dinov2
+    """Whether the encoder is built like DINOv2; CLIP and SigLIP share their names."""
+    return _tower(config) in (dinov2, internvl_vision)
 
 
 def write_decoder(config: DecoderConfig) -> dict[str, Any]:
@@ -93,9 +93,12 @@ def write_tower(config: ViTConfig, *, resamples: bool = False) -> dict[str, Any]
 
 
 def _tower(config: ViTConfig) -> Any:
-    if config.class_token:
-        return clip if config.stem_norm else dinov2
-    return siglip
+    if not config.class_token:
+        return siglip
+    if config.stem_norm:
+        return clip
+    # A whole model takes DINOv2's last layer without its final norm; under the other name, with it.
+    return internvl_vision if config.final_norm == "features" else dinov2
 
 
 def encoder_and_adapter(config: Any) -> tuple[ViTConfig, MLPAdapterConfig] | None:
