@@ -34,7 +34,7 @@ CASES: dict[str, Case] = {
     "siglip_truncated": case("SiglipVision", (24, 24), **{**CLIP, "image_size": 24}, vision_use_head=False),
     "dinov2": dinov2(),
     "dinov2_larger": dinov2((35, 45)),
-    "dinov2_smaller": dinov2((15, 10), qkv_bias=False),
+    "dinov2_smaller": dinov2((17, 14), qkv_bias=False),
     "dinov2_swiglu": dinov2((20, 40), use_swiglu_ffn=True),
     "dinov2_registers": dinov2(kind="Dinov2WithRegisters", num_register_tokens=3),
     "dinov2_registers_larger": dinov2((25, 50), "Dinov2WithRegisters", num_register_tokens=1, use_swiglu_ffn=True),

@@ -14,7 +14,7 @@ from vlm_jax.models.convnext import ConvNeXt
 from vlm_jax.models.encoders import EncoderConfig, build_encoder
 from vlm_jax.models.layers import Precision
 from vlm_jax.models.states import EncoderStates
-from vlm_jax.models.vit import ViT
+from vlm_jax.models.vit import ViT, ViTConfig
 
 
 def channels_last(pixels: np.ndarray) -> Float[np.ndarray, "N H W 3"]:
@@ -40,7 +40,13 @@ def run_encoder(config: EncoderConfig, params: PyTree, inputs: Mapping[str, np.n
     """
     if "pixel_values" not in inputs:
         raise UserError(f"inputs: pixel_values is missing; there are {', '.join(inputs) or 'none'}")
-    states = _states(build_encoder(config, Precision()), params, channels_last(np.asarray(inputs["pixel_values"])))
+    pixels = channels_last(np.asarray(inputs["pixel_values"]))
+    if isinstance(config, ViTConfig):
+        height, width = (side - side % config.stem.stride for side in pixels.shape[1:3])
+        pixels = pixels[:, :height, :width]  # transformers' convolution leaves out what fills no patch
+    if 0 in pixels.shape:
+        raise UserError(f"inputs: pixel_values is {list(inputs['pixel_values'].shape)}, which is too small for a patch")
+    states = _states(build_encoder(config, Precision()), params, pixels)
     found = {f"hidden_states.{number}": array for number, array in enumerate(states.hidden)}
     found["last_hidden_state"] = states.last
     first = {name: np.moveaxis(np.asarray(x), -1, 1) if x.ndim == 4 else np.asarray(x) for name, x in found.items()}
