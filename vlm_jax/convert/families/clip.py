@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from vlm_jax.convert.families.common import read_activation, write_activation
 from vlm_jax.convert.families.vision import (
     BlockNames,
     block_rows,
@@ -13,9 +14,7 @@ from vlm_jax.convert.families.vision import (
     pair,
     patch_stem,
     position_grid,
-    read_activation,
     square_size,
-    write_activation,
 )
 from vlm_jax.convert.names import Part, Reshape, Row
 from vlm_jax.errors import UserError

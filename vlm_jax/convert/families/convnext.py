@@ -3,14 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
+from vlm_jax.convert.families.common import affine, read_activation, write_activation
 from vlm_jax.convert.families.vision import (
-    affine,
     convolution,
     norm,
     pair,
-    read_activation,
     three_channels,
-    write_activation,
 )
 from vlm_jax.convert.names import Row, per_layer
 from vlm_jax.errors import UserError

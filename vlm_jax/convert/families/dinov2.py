@@ -4,9 +4,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from vlm_jax.convert.families.common import affine, read_activation, write_activation
 from vlm_jax.convert.families.vision import (
     BlockNames,
-    affine,
     block_rows,
     check_resampling,
     convolution,
@@ -15,9 +15,7 @@ from vlm_jax.convert.families.vision import (
     patch_stem,
     per_block,
     position_grid,
-    read_activation,
     square_size,
-    write_activation,
 )
 from vlm_jax.convert.names import Linear, Part, Reshape, Row
 from vlm_jax.errors import UserError

@@ -1,25 +1,16 @@
 """What the families of image encoders share: rows of a ViT's blocks, and fields of config.json."""
 
 import dataclasses
-import math
 from collections.abc import Mapping
-from typing import Any, get_args
+from typing import Any
 
-from vlm_jax.convert.names import Linear, Reshape, Row, Shape, Transpose, per_layer
+from vlm_jax.convert.families.common import affine
+from vlm_jax.convert.names import Row, Transpose, per_layer
 from vlm_jax.errors import UserError
-from vlm_jax.models.layers import Activation
 from vlm_jax.models.vit import ConvStem, PatchStem, ViTConfig
 
 CONV_KERNEL = Transpose((2, 3, 1, 0))
 """Theirs [outputs, inputs, height, width], ours [height, width, inputs, outputs]."""
-
-_ACTIVATIONS = {"gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh", "swish": "silu"}
-
-
-def affine(theirs: str, ours: str, inputs: Shape, outputs: Shape, *, bias: bool = True) -> list[Row]:
-    """Rows of a linear map."""
-    rows = [Row(f"{theirs}.weight", f"{ours}/kernel", Linear(inputs, outputs))]
-    return rows + [Row(f"{theirs}.bias", f"{ours}/bias", Reshape((math.prod(outputs),), outputs))] * bias
 
 
 def convolution(theirs: str, ours: str, *, bias: bool = True) -> list[Row]:
@@ -100,24 +91,6 @@ def three_channels(hf: Mapping[str, Any]) -> None:
     """Refuses models whose pictures are not RGB, with a UserError."""
     if (channels := hf.get("num_channels", 3)) != 3:
         raise UserError(f"config.json: num_channels is {channels}; pictures have 3 here")
-
-
-def read_activation(hf: Mapping[str, Any]) -> Any:
-    """The non-linearity of hidden_act.
-
-    Raises:
-        UserError: if it is not one that our layers have.
-    """
-    found = _ACTIVATIONS.get(hf["hidden_act"], hf["hidden_act"])
-    if found not in get_args(Activation):
-        known = ", ".join([*get_args(Activation)[:2], *_ACTIVATIONS])
-        raise UserError(f"config.json: hidden_act is {hf['hidden_act']!r}; known are {known}, quick_gelu and relu")
-    return found
-
-
-def write_activation(activation: str) -> str:
-    """hidden_act of a non-linearity."""
-    return "gelu_pytorch_tanh" if activation == "gelu_tanh" else activation
 
 
 def square_size(config: ViTConfig, architecture: str) -> int:
