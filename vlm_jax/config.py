@@ -9,7 +9,7 @@ from typing import Literal
 from data_pipelines.images import ImagePreprocessing
 from data_pipelines.mixture import DataConfig, MixtureEntry
 from data_pipelines.sources import SourceConfig
-from data_pipelines.template import TemplateConfig
+from data_pipelines.template import Template, TemplateConfig
 from data_pipelines.tokenizers import SentencePieceConfig
 from vlm_jax.errors import UserError
 from vlm_jax.models.vlm import VLMConfig
@@ -120,8 +120,20 @@ class EvaluationTask:
 
     name: str
     source: SourceConfig
-    metric: Literal["exact_match"] = "exact_match"
+    metric: Literal["exact_match", "contains"] = "exact_match"
     max_new_tokens: int = 16
+    ask: Literal["questions", "captions"] = "questions"
+    """questions: those of the source; captions: a request for a caption, with the source's captions as true answers."""
+    limit: int = 0
+    """Ask so many of them, a fixed choice by the evaluation's seed; 0 = all."""
+    likelihood: bool = False
+    """Also measure how likely the model finds the true answers."""
+    baseline: str = ""
+    """A model REF that is asked the same: its answers stand beside the model's, as the control "before"."""
+
+    def __post_init__(self) -> None:
+        if self.limit < 0:
+            raise UserError(f"task {self.name}: limit is {self.limit}; give 0 for all, or a number")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,20 +150,39 @@ class Evaluation:
 
 
 @dataclasses.dataclass(frozen=True)
+class Parts:
+    """Pre-trained parts, by model REF, from which the first stage starts; what is not named is drawn at random.
+
+    A part's own config must be the experiment's, but for the vocabulary, which may grow. Once the first stage has saved
+    a step, they are not read again.
+    """
+
+    encoder: str = ""
+    decoder: str = ""
+    tokenizer: str = ""
+    """A model whose tokenizer and chat template are taken; '' = the decoder's, and if there is none one is trained."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Experiment:
     """Everything that determines a run, but for the software and the number of devices."""
 
     name: str
     model: VLMConfig
     stages: tuple[Stage, ...]
+    parts: Parts = Parts()
     tokenizer: SentencePieceConfig = SentencePieceConfig()
-    template: TemplateConfig = TemplateConfig()
+    """To be trained, unless the tokenizer comes with a part."""
+    template: Template = TemplateConfig()
+    """Control tokens give way to the chat template that comes with a part's tokenizer."""
     images: ImagePreprocessing = ImagePreprocessing()
     evaluation: Evaluation = Evaluation()
     checkpoints: Checkpoints = Checkpoints()
     feature_cache: FeatureCache = FeatureCache()
     mesh: MeshConfig = MeshConfig()
     seed: int = 0
+    notes: str = ""
+    """What a reader of the report should know; shown at its head."""
     log_every: int = 20
     """Steps between two lines of metrics.jsonl."""
     bad_record_limit: float = 0.01
@@ -167,11 +198,13 @@ class Experiment:
                 f"experiment {self.name}: " + (f"stages share the name {doubled[0]}" if doubled else "no stages")
             )
         tokens, vocabulary = self.tokenizer.vocabulary_size, self.model.decoder.vocabulary_size
-        if tokens > vocabulary:
+        if tokens > vocabulary and not (self.parts.tokenizer or self.parts.decoder):
             raise UserError(
                 f"experiment {self.name}: the tokenizer has {tokens} tokens, the decoder embeds {vocabulary}; "
                 "raise model.decoder.vocabulary-size"
             )
+        if self.parts.encoder and self.model.encoder is None:
+            raise UserError(f"experiment {self.name}: parts.encoder is named, but the model has no encoder")
 
     def total_steps(self) -> int:
         """Steps of all stages together."""

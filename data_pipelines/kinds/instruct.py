@@ -13,7 +13,8 @@ from vlm_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Instruct:
-    """trunk = (image,); a branch a question: the user asks, the assistant answers, with loss.
+    """trunk = (image,), or nothing where a record has none; a branch a question: the user asks, the assistant answers,
+    with loss.
 
     questions: how many of a record's questions to take, drawn anew every time; 0 = all of them, in their order.
     """
@@ -25,7 +26,7 @@ class Instruct:
             raise UserError(f"questions {self.questions}: give the number to take of each record, or 0 for all of them")
 
     def __call__(self, record: Mapping[str, Any], rng: np.random.Generator, source: str = "") -> Example:
-        """Makes an example of {'id', 'image', 'questions': [{'question', 'answer'}]}.
+        """Makes an example of {'id', 'questions': [{'question', 'answer'}]}, with an 'image' or without.
 
         Raises:
             BadRecord: if the record has no question, or an empty question or answer.
@@ -45,4 +46,5 @@ class Instruct:
             branches.append(
                 (Text(entry["question"], role="user"), Text(entry["answer"], loss=True, role="assistant")),
             )
-        return Example(trunk=(record["image"],), branches=tuple(branches), source=source, id=record["id"])
+        trunk = (record["image"],) if "image" in record else ()
+        return Example(trunk=trunk, branches=tuple(branches), source=source, id=record["id"])

@@ -3,8 +3,9 @@
 from typing import Any, Protocol
 
 from data_pipelines.sources.easy_vqa import EasyVQA, EasyVQASource
+from data_pipelines.sources.text_questions import TextQuestion, TextQuestions, TextQuestionsSource
 
-SourceConfig = EasyVQA
+SourceConfig = EasyVQA | TextQuestions
 """Union of the sources' configs. Each has a `name` and is opened by `open_source`."""
 
 
@@ -19,7 +20,7 @@ class Source(Protocol):
         """Number of records."""
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """A record: {'id': str, 'image': Image, …}; which other fields there are, the source's docstring says.
+        """A record: {'id': str, …}; which other fields there are, the source's docstring says.
 
         Raises:
             BadRecord: if the record cannot be read; its `record_id` names it.
@@ -32,7 +33,9 @@ def open_source(config: SourceConfig) -> Source:
     Raises:
         UserError: if its data are missing or cannot be read.
     """
+    if isinstance(config, TextQuestions):
+        return TextQuestionsSource(config)
     return EasyVQASource(config)
 
 
-__all__ = ["EasyVQA", "Source", "SourceConfig", "open_source"]
+__all__ = ["EasyVQA", "Source", "SourceConfig", "TextQuestion", "TextQuestions", "open_source"]

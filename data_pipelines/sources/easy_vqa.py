@@ -36,6 +36,7 @@ class EasyVQA:
         those about which they settle both. For the captions kind choose one of the last two: it refuses a picture
         without captions, of which 'all' has 29 among the 4,000 of training and 12 among the 1,000 of the test.
     phrasings: of each language's ways to say a caption, take the first so many; 0 = all.
+    limit: list so many of these pictures, a fixed choice by picture; 0 = all.
     directory: the package's `data` directory, or one laid out like it; '' = the installed package's.
     name: of the source.
     """
@@ -45,6 +46,7 @@ class EasyVQA:
     validation_images: int = 400
     pictures: Literal["all", "captioned", "described"] = "all"
     phrasings: int = 0
+    limit: int = 0
     directory: str = ""
     name: str = "easy_vqa"
 
@@ -67,8 +69,11 @@ class EasyVQASource:
         """
         if not config.languages:
             raise UserError(f"source '{config.name}': no language; give one or more of {get_args(Language)}")
-        if config.phrasings < 0:
-            raise UserError(f"source '{config.name}': phrasings is {config.phrasings}; give 0 for all, or a number")
+        for field in ("phrasings", "limit"):
+            if getattr(config, field) < 0:
+                raise UserError(
+                    f"source '{config.name}': {field} is {getattr(config, field)}; give 0 for all, or a number"
+                )
         self.config = config
         self.name = config.name
         self._part = "test" if config.split == "test" else "train"
@@ -81,6 +86,8 @@ class EasyVQASource:
         if config.pictures != "all":
             enough = any if config.pictures == "captioned" else all
             numbers = [number for number in numbers if enough(self._settled(number))]
+        if config.limit:
+            numbers = sorted(_by_hash(numbers, "limit")[: config.limit])
         if not numbers:
             raise UserError(f"source '{self.name}': no picture is left in split '{config.split}' of {self._directory}")
         self._numbers = numbers
@@ -184,6 +191,10 @@ def _choose(numbers: list[int], config: EasyVQA) -> list[int]:
             f"source '{config.name}': validation_images {kept} leaves nothing to train on; "
             f"give a number from 0 to {len(numbers) - 1}"
         )
-    by_hash = sorted(numbers, key=lambda number: hashlib.sha256(f"easy_vqa validation {number}".encode()).digest())
-    validation = set(by_hash[:kept])
+    validation = set(_by_hash(numbers, "validation")[:kept])
     return [number for number in numbers if (number in validation) == (config.split == "validation")]
+
+
+def _by_hash(numbers: list[int], purpose: str) -> list[int]:
+    """An order that depends on the numbers alone, and is another one for every purpose."""
+    return sorted(numbers, key=lambda number: hashlib.sha256(f"easy_vqa {purpose} {number}".encode()).digest())

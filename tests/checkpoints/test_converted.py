@@ -8,10 +8,12 @@ import jax
 import pytest
 
 from data_pipelines.template import load_processor
+from vlm_jax.checkpoints import initialise_missing
 from vlm_jax.checkpoints.converted import save_converted
 from vlm_jax.checkpoints.files import read_files
 from vlm_jax.checkpoints.reference import load_model
 from vlm_jax.errors import UserError
+from vlm_jax.models.abstract import build_model
 from vlm_jax.models.vit import PatchStem, ViTConfig
 
 
@@ -46,8 +48,8 @@ def test_nothing_is_overwritten(tiny: Any, converted: Path) -> None:
         save_converted(converted, tiny.model.config, tiny.params, {})
 
 
-def test_an_encoder_by_itself_answers_nothing(tmp_path: Path) -> None:
+def test_an_encoder_by_itself_answers_nothing(tiny: Any, tmp_path: Path) -> None:
     config = ViTConfig(image_size=(8, 8), stem=PatchStem(4), width=8, layers=1, heads=2, mlp_width=8)
-    save_converted(tmp_path / "encoder", config, {"weight": jax.numpy.ones(3)}, {})
+    save_converted(tmp_path / "encoder", config, initialise_missing(build_model(config), tiny.mesh, 0), {})
     with pytest.raises(UserError, match=r"a part by itself \(ViTConfig\)"):
         load_model(str(tmp_path / "encoder"))

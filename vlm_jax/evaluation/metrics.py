@@ -1,5 +1,6 @@
 """Metrics: how right one answer is, 0..1. A benchmark names its metric; `METRICS` finds it."""
 
+import re
 import unicodedata
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -26,4 +27,14 @@ def exact_match(prediction: str, record: Mapping[str, Any]) -> float:
     return float(normalise(prediction) == normalise(record["answer"]))
 
 
-METRICS: Mapping[str, Metric] = {"exact_match": exact_match}
+def contains(prediction: str, record: Mapping[str, Any]) -> float:
+    """1 if one of record["expected"] (by default the true answer) stands in the prediction as words, else 0."""
+    said = f" {_words(prediction)} "
+    return float(any(f" {_words(word)} " in said for word in record.get("expected") or (record["answer"],)))
+
+
+def _words(text: str) -> str:
+    return " ".join(re.findall(r"\w+", normalise(text)))
+
+
+METRICS: Mapping[str, Metric] = {"exact_match": exact_match, "contains": contains}

@@ -80,7 +80,8 @@ def training_source(config: SourceConfig) -> SourceConfig | None:
     """The same source's training split, or None if it has no splits."""
     if "split" not in {field.name for field in dataclasses.fields(config)}:
         return None
-    return dataclasses.replace(config, split="train")
+    changed: dict[str, Any] = {"split": "train"}
+    return dataclasses.replace(config, **changed)
 
 
 def majority_answers(config: SourceConfig, questions: Sequence[Question]) -> dict[tuple[str, str], str]:

@@ -30,6 +30,7 @@ from vlm_jax.checkpoints import (
     widen,
 )
 from vlm_jax.checkpoints.files import read_files
+from vlm_jax.checkpoints.parts import load_decoder, load_encoder
 from vlm_jax.config import Experiment, Stage
 from vlm_jax.errors import UserError
 from vlm_jax.losses.next_token import next_token_objective
@@ -255,11 +256,26 @@ def starting_params(run: Run, index: int, abstract: Any, previous: Mapping[str, 
         log.info("stage %s: starts from the stage before", stage.name)
         return widen(previous, abstract, masters_directory(run, run.experiment.stages[index - 1]))
     if stage.start_from in ("previous", "scratch"):
-        log.info("stage %s: starts from random parameters", stage.name)
-        return initialise_missing(run.model, run.mesh, run.experiment.seed)
+        loaded = load_parts(run, abstract) if stage.start_from == "previous" else {}
+        rest = "random parameters" if not loaded else f"{' and '.join(loaded)}, and random parameters for the rest"
+        log.info("stage %s: starts from %s", stage.name, rest)
+        return initialise_missing(run.model, run.mesh, run.experiment.seed, loaded)
     where = step_directory(stage.start_from)
     log.info("stage %s: starts from %s", stage.name, where)
     return widen(load_params(where, abstract), abstract, where.parents[2] / "masters" / where.parent.name)
+
+
+def load_parts(run: Run, abstract: Any) -> dict[str, Any]:
+    """The parameters of the experiment's pre-trained parts, each straight into its place."""
+    parts, model, loaded = run.experiment.parts, run.experiment.model, {}
+    dtype = model.precision.parameters
+    if parts.encoder and model.encoder is not None:
+        log.info("encoder: %s", parts.encoder)
+        loaded["encoder"] = load_encoder(parts.encoder, model.encoder, dtype, abstract["encoder"], run.mesh)
+    if parts.decoder:
+        log.info("decoder: %s", parts.decoder)
+        loaded["decoder"] = load_decoder(parts.decoder, model.decoder, dtype, abstract["decoder"], run.mesh)
+    return loaded
 
 
 def keep_frozen_masters(

@@ -14,16 +14,16 @@ from data_pipelines.kinds import to_example
 from data_pipelines.mixture import MixtureEntry
 from data_pipelines.quarantine import BadRecord
 from data_pipelines.sources import open_source
-from data_pipelines.template import Processor, load_processor
-from data_pipelines.tokenizers import train_sentencepiece
-from vlm_jax.checkpoints import step_directory
+from data_pipelines.template import Processor, TemplateConfig, load_processor
+from data_pipelines.tokenizers import train_sentencepiece, with_image_token
+from vlm_jax.checkpoints.reference import load_reference_processor
 from vlm_jax.config import Experiment
 from vlm_jax.errors import UserError
 from vlm_jax.serialise import differences, to_json, to_plain
 
 log = logging.getLogger(__name__)
 
-HARMLESS = ("name", "log_every", "checkpoints", "evaluation", "bad_record_limit", "mesh", "feature_cache")
+HARMLESS = ("name", "log_every", "checkpoints", "evaluation", "notes", "bad_record_limit", "mesh", "feature_cache")
 """Fields of an experiment that may differ when a run is resumed."""
 
 HARMLESS_OF_STAGES = ("validation", "cache_features")
@@ -126,21 +126,28 @@ def prepare_processor(experiment: Experiment, workdir: epath.Path) -> Processor:
 def build_processor(experiment: Experiment) -> Processor:
     """Joins the tokenizer with template and picture size; a pure function of the experiment and what it starts from.
 
-    Parameters that come from another run know the tokens of that run only, so its tokenizer is taken over.
+    Parameters that come from another run, or from a pre-trained decoder, know the tokens of that only, so its tokenizer
+    is taken over; a pre-trained one gets a token for pictures, and its own chat template.
 
     Raises:
         UserError: if there is no checkpoint where a stage starts from, or its tokenizer does not fit the model.
     """
+    model, parts, template = experiment.model, experiment.parts, experiment.template
     references = [stage.start_from for stage in experiment.stages if stage.start_from not in ("previous", "scratch")]
-    inherited = [load_processor(step_directory(name) / "files" / "processor").tokenizer for name in references]
-    tokenizer = inherited[0] if inherited else train_sentencepiece(texts(experiment), experiment.tokenizer)
-    if tokenizer.vocabulary_size > experiment.model.decoder.vocabulary_size:
+    reference = next(iter(references), parts.tokenizer or parts.decoder)
+    if reference:
+        inherited = load_reference_processor(reference)
+        tokenizer = with_image_token(inherited.tokenizer) if model.encoder else inherited.tokenizer
+        own = not isinstance(inherited.template, TemplateConfig)
+        template = inherited.template if own and isinstance(template, TemplateConfig) else template
+    else:
+        tokenizer = train_sentencepiece(texts(experiment), experiment.tokenizer)
+    if tokenizer.vocabulary_size > model.decoder.vocabulary_size:
         raise UserError(
-            f"{references[0]}: its tokenizer has {tokenizer.vocabulary_size} tokens, more than the model embeds; raise "
+            f"{reference}: its tokenizer has {tokenizer.vocabulary_size} tokens, more than the model embeds; raise "
             "model.decoder.vocabulary-size"
         )
-    model = experiment.model
-    return Processor(tokenizer, experiment.template, experiment.images, model.image_size, model.prompt_tokens)
+    return Processor(tokenizer, template, experiment.images, model.image_size, model.prompt_tokens)
 
 
 def texts(experiment: Experiment) -> Iterator[str]:

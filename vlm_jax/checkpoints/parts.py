@@ -1,0 +1,106 @@
+"""Pre-trained parts for a model: parameters of an encoder or a decoder, checked against the model's config."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import traverse_util
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, PyTree
+
+from vlm_jax.checkpoints.reference import load_part
+from vlm_jax.errors import UserError
+from vlm_jax.models.abstract import ModelConfig
+from vlm_jax.models.decoder import DecoderConfig
+from vlm_jax.models.encoders import EncoderConfig
+from vlm_jax.models.vit import ViTConfig
+from vlm_jax.models.vlm import VLMConfig
+from vlm_jax.serialise import differences, to_plain
+
+HOW_IT_IS_COMPUTED = ("remat", "attention_kernel", "context", "image_size")
+"""Fields that may differ: they change how a part is run, or on what, and none of its parameters."""
+
+
+def load_encoder(reference: str, config: EncoderConfig, dtype: str, abstract: PyTree, mesh: Mesh) -> dict[str, Any]:
+    """The parameters of an image encoder.
+
+    Args:
+        reference: model REF of an encoder, or of a model that has one.
+        config: what it must be.
+        dtype: that parameters are kept in.
+        abstract: the parameters' shapes and shardings.
+        mesh: where they go.
+
+    Raises:
+        UserError: if there is none, or it differs from the config; the differences are listed.
+    """
+    found, params = _part(reference, "encoder", dtype, mesh)
+    _compare(reference, "encoder", _as_computed(found), _as_computed(config))
+    return _placed(params, dtype, abstract)
+
+
+def load_decoder(reference: str, config: DecoderConfig, dtype: str, abstract: PyTree, mesh: Mesh) -> dict[str, Any]:
+    """The parameters of a decoder; like `load_encoder`.
+
+    Its vocabulary may be smaller than the config's: rows are added to the embedding table (and to the head), each the
+    mean of the old ones, so that an added token is at first a middling one (Hewitt 2021, "Initializing new word
+    embeddings for pretrained language models").
+    """
+    found, params = _part(reference, "decoder", dtype, mesh)
+    assert isinstance(found, DecoderConfig)
+    if found.vocabulary_size > config.vocabulary_size:
+        raise UserError(
+            f"{reference}: it embeds {found.vocabulary_size} tokens, the experiment's decoder only "
+            f"{config.vocabulary_size}; raise model.decoder.vocabulary-size"
+        )
+    same = dataclasses.replace(found, vocabulary_size=config.vocabulary_size)
+    _compare(reference, "decoder", _as_computed(same), _as_computed(config))
+    rows = config.vocabulary_size
+    params = {**params, "embedding": jax.jit(grow, static_argnums=(1, 2))(params["embedding"], rows, 0)}
+    if "head" in params:
+        params["head"] = jax.jit(grow, static_argnums=(1, 2))(params["head"], rows, 1)
+    return _placed(params, dtype, abstract)
+
+
+def grow(table: Float[Array, "..."], size: int, axis: int) -> Float[Array, "..."]:
+    """A table with entries added along an axis up to `size`, each the mean of the old ones."""
+    missing = size - table.shape[axis]
+    if not missing:
+        return table
+    mean = jnp.mean(table.astype(jnp.float32), axis, keepdims=True).astype(table.dtype)
+    return jnp.concatenate([table, jnp.repeat(mean, missing, axis)], axis)
+
+
+def _part(reference: str, name: str, dtype: str, mesh: Mesh) -> tuple[ModelConfig, dict[str, Any]]:
+    """The named part of what a reference means: it itself, or the one that it has."""
+    loaded = load_part(reference, dtype=dtype, mesh=mesh, tokenizer=False)
+    config, params = loaded.config, loaded.params
+    if isinstance(config, VLMConfig) and getattr(config, name) is not None:
+        return getattr(config, name), params[name]
+    if isinstance(config, VLMConfig) or isinstance(config, DecoderConfig) != (name == "decoder"):
+        raise UserError(f"parts.{name}: {reference} is a {type(config).__name__}, which has no {name}; name another")
+    return config, params
+
+
+def _as_computed(config: ModelConfig) -> dict[str, Any]:
+    """A config as plain fields, without those that change no parameter."""
+    plain = to_plain(config)
+    if isinstance(config, ViTConfig):
+        plain["position_grid"] = list(config.position_grid or config.grid)
+    return {name: value for name, value in plain.items() if name not in HOW_IT_IS_COMPUTED}
+
+
+def _compare(reference: str, name: str, found: dict[str, Any], wanted: dict[str, Any]) -> None:
+    listed = "; ".join(f"{field} is {a} there and {b} here" for field, (a, b) in differences(found, wanted).items())
+    if listed:
+        raise UserError(f"{reference}: not the experiment's {name} ({listed}); change model.{name}, or the part")
+
+
+def _placed(params: PyTree, dtype: str, abstract: PyTree) -> dict[str, Any]:
+    """The parameters in the dtype and sharding of the model's; given up one by one where they change."""
+    flat, wanted = (traverse_util.flatten_dict(tree, sep="/") for tree in (params, abstract))
+    for name, leaf in flat.items():
+        if leaf.dtype != dtype or leaf.sharding != wanted[name].sharding:
+            flat[name] = jax.device_put(leaf.astype(dtype), wanted[name].sharding)
+    return traverse_util.unflatten_dict(flat, sep="/")
