@@ -108,7 +108,7 @@ def _huggingface(directory: epath.Path) -> HuggingFaceTokenizer:
                 raise UserError(f"{path}: damaged, its checksum is not the one in {CONFIG_FILE}; restore it")
             options = {name: value for name, value in own.items() if name != "sha256"}
             return HuggingFaceTokenizer(text, **{**options, "end_ids": tuple(options["end_ids"])})
-        text = _with_named_tokens(text, directory, config)
+        text = _with_named_tokens(_opening_space_once(text, config), directory, config)
         ids = _Ids(directory, config, tokenizers.Tokenizer.from_str(text).token_to_id)
         adds_bos = config.get("add_bos_token")
         return HuggingFaceTokenizer(
@@ -129,6 +129,21 @@ def _with_named_tokens(text: str, directory: epath.Path, config: Mapping[str, An
     known = {token.content: token.special for token in tokenizer.get_added_tokens_decoder().values()}
     wanted = [piece for piece in _control_pieces(directory, config) if not known.get(piece)]
     return with_added(text, wanted) if wanted else text
+
+
+def _opening_space_once(text: str, config: Mapping[str, Any]) -> str:
+    """Puts Llama 2's space in front of a text only, and not behind every control token too.
+
+    The published files say the latter, as the first releases did; transformers goes by `legacy` in their config.
+    """
+    plain = json.loads(text)
+    normalizer = plain.get("normalizer") or {}
+    steps = [step.get("type") for step in normalizer.get("normalizers", [])]
+    named = str(config.get("tokenizer_class")).startswith("LlamaTokenizer")
+    if not named or config.get("legacy") or steps != ["Prepend", "Replace"] or plain.get("pre_tokenizer"):
+        return text
+    space = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False}
+    return json.dumps({**plain, "normalizer": None, "pre_tokenizer": space}, ensure_ascii=False)
 
 
 def _parsed(text: str, directory: epath.Path) -> tokenizers.Tokenizer:

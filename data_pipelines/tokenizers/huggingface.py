@@ -87,8 +87,7 @@ class HuggingFaceTokenizer:
     def encode_run(self, text: str, first: bool = True) -> tuple[list[int], list[Span]]:
         """See `Tokenizer`."""
         text.encode("utf-8")
-        encoding = (self._tokenizer if first else self._inner).encode(text, add_special_tokens=False)
-        return encoding.ids, filled(encoding.offsets)
+        return self._run(self._tokenizer if first else self._inner, text)
 
     def find_control(self, text: str) -> list[Found]:
         """See `Tokenizer`."""
@@ -172,22 +171,47 @@ class HuggingFaceTokenizer:
         names = ("end_ids", "bos_id", "pad_id", "image_id", "adds_bos")
         return {name: getattr(self, name) for name in names}
 
+    def _run(self, tokenizer: tokenizers.Tokenizer, text: str) -> tuple[list[int], list[Span]]:
+        encoding = tokenizer.encode(text, add_special_tokens=False)
+        written = self._written.search(text)
+        if written is None or self.control_ids.isdisjoint(encoding.ids):
+            return encoding.ids, filled(encoding.offsets)
+        # Unigram models find control tokens in their vocabulary, so these are cut apart.
+        at = written.start() + 1
+        ids, spans = self._run(tokenizer, text[:at])
+        more, after = self._run(self._continued, text[at:])
+        return ids + more, spans + [(start + at, end + at) for start, end in after]
+
     @functools.cached_property
     def _inner(self) -> tokenizers.Tokenizer:
         """The same tokenizer for text that does not open the sequence."""
+        return self._without_space(("first",), normalizer=False)
+
+    @functools.cached_property
+    def _continued(self) -> tokenizers.Tokenizer:
+        """The same tokenizer for text in the middle of a run: nothing puts a space in front of it."""
+        return self._without_space(("first", "always"), normalizer=True)
+
+    def _without_space(self, schemes: tuple[str, ...], normalizer: bool) -> tokenizers.Tokenizer:
         plain = json.loads(self.text)
-        step = plain.get("pre_tokenizer") or {}
-        steps = step.get("pretokenizers", [step])
-        opening = [one for one in steps if one.get("prepend_scheme") == "first"]
-        if not opening:
-            return self._tokenizer
-        for one in opening:
-            one["prepend_scheme"] = "never"
+        for step in _steps(plain.get("pre_tokenizer"), "pretokenizers"):
+            if step.get("prepend_scheme") in schemes:
+                step["prepend_scheme"] = "never"
+            if normalizer and "add_prefix_space" in step:
+                step["add_prefix_space"] = False
+        if normalizer:
+            for step in _steps(plain.get("normalizer"), "normalizers"):
+                if step["type"] == "Prepend":
+                    step["prepend"] = ""
         return _plain(json.dumps(plain))
 
     def _encode(self, text: str) -> tuple[int, ...]:
-        text.encode("utf-8")
-        return tuple(self._tokenizer.encode(text, add_special_tokens=False).ids)
+        return tuple(self.encode_run(text)[0])
+
+
+def _steps(plain: dict[str, Any] | None, name: str) -> list[dict[str, Any]]:
+    """The steps of a pre-tokeniser or normaliser, of which each may be a sequence of others."""
+    return [] if plain is None else plain.get(name, [plain])
 
 
 def with_added(text: str, pieces: Sequence[str]) -> str:

@@ -122,28 +122,17 @@ def _sentencepiece_like(fields: _Fields) -> tokenizers.Tokenizer:
         for token, score, number in zip(tokens, fields.need("scores"), types, strict=True)
         if number in (1, _USER_DEFINED, _UNUSED)
     }
-    unknown = fields.get("unknown_token_id", 0)
-    return sentencepiece_bpe(
-        vocabulary,
-        merges_by_score(scores),
-        unknown=tokens[unknown],
-        dummy_prefix=bool(fields.get("add_space_prefix", True)),
+    dummy_prefix = bool(fields.get("add_space_prefix", True))
+    model = models.BPE(
+        vocab=vocabulary,
+        merges=merges_by_score(scores),
+        unk_token=tokens[fields.get("unknown_token_id", 0)],
+        fuse_unk=True,
+        byte_fallback=True,
     )
-
-
-def sentencepiece_bpe(
-    vocabulary: Mapping[str, int], merges: Sequence[tuple[str, str]], *, unknown: str, dummy_prefix: bool
-) -> tokenizers.Tokenizer:
-    """BPE with byte fallback on text whose spaces are written as ▁, as sentencepiece does it.
-
-    dummy_prefix: a space is put in front of a text, and taken away again when it is decoded.
-    """
-    tokenizer = tokenizers.Tokenizer(
-        models.BPE(vocab=dict(vocabulary), merges=list(merges), unk_token=unknown, fuse_unk=True, byte_fallback=True)
-    )
-    tokenizer.normalizer = normalizers.Sequence(
-        [*([normalizers.Prepend("▁")] if dummy_prefix else []), normalizers.Replace(" ", "▁")]
-    )
+    tokenizer = tokenizers.Tokenizer(model)
+    prefix = [normalizers.Prepend("▁")] if dummy_prefix else []
+    tokenizer.normalizer = normalizers.Sequence([*prefix, normalizers.Replace(" ", "▁")])
     tokenizer.decoder = sentencepiece_decoder(dummy_prefix)
     return tokenizer
 

@@ -1,14 +1,14 @@
 """A sentencepiece model as a tokenizer.json: the same ids, by the `tokenizers` library, which transformers loads."""
 
-from typing import Any
+from typing import Any, Literal
 
 import tokenizers
 from sentencepiece import sentencepiece_model_pb2
-from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
 
 from data_pipelines.tokenizers import SentencePieceTokenizer
 from data_pipelines.tokenizers.merges import merges_by_score
-from data_pipelines.tokenizers.metadata import sentencepiece_bpe, sentencepiece_decoder
+from data_pipelines.tokenizers.metadata import sentencepiece_decoder
 from vlm_jax.errors import UserError
 
 _MARK = "▁"
@@ -16,6 +16,9 @@ _MODEL: Any = vars(sentencepiece_model_pb2)["ModelProto"]
 _PIECE = _MODEL.SentencePiece
 _LEARNED = (_PIECE.NORMAL, _PIECE.USER_DEFINED, _PIECE.UNUSED)
 _UNIGRAM, _BPE = 1, 2
+
+_BYTES = pre_tokenizers.Split(Regex("<(?=0x[0-9A-F]{2}>)"), "isolated")
+"""The library's Unigram would find the pieces that stand for bytes where somebody writes them out."""
 
 
 def sentencepiece_json(tokenizer: SentencePieceTokenizer) -> str:
@@ -40,15 +43,15 @@ def sentencepiece_json(tokenizer: SentencePieceTokenizer) -> str:
     if kind == _UNIGRAM:
         whole = _unigram(proto, pieces)
     elif kind == _BPE:
-        whole = _bpe(proto, pieces, normalizer.add_dummy_prefix)
+        whole = _bpe(proto, pieces)
     else:
         raise UserError("the sentencepiece model is neither Unigram nor BPE, so no tokenizer.json can be written of it")
     if plain_spaces:
-        whole.normalizer = None
         whole.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
-    elif kind == _UNIGRAM:
-        prefix = [normalizers.Prepend(_MARK)] if normalizer.add_dummy_prefix else []
-        whole.normalizer = normalizers.Sequence([*prefix, normalizers.Replace(" ", _MARK)])
+    else:
+        scheme: Literal["first", "never"] = "first" if normalizer.add_dummy_prefix else "never"
+        space = pre_tokenizers.Metaspace(prepend_scheme=scheme, split=False)
+        whole.pre_tokenizer = pre_tokenizers.Sequence([*([_BYTES] if kind == _UNIGRAM else []), space])
         whole.decoder = sentencepiece_decoder(normalizer.add_dummy_prefix)
     control = [pieces[id] for id in sorted(tokenizer.control_ids)]
     whole.add_special_tokens([AddedToken(piece, special=True, normalized=False) for piece in control])
@@ -62,16 +65,16 @@ def _unigram(proto: Any, pieces: list[str]) -> tokenizers.Tokenizer:
     unknown = next(id for id, piece in enumerate(proto.pieces) if piece.type == _PIECE.UNKNOWN)
     vocabulary = list(zip(pieces, scores, strict=True))
     tokenizer = tokenizers.Tokenizer(models.Unigram(vocabulary, unknown, byte_fallback=_has_bytes(proto)))
-    # The library would find the pieces that stand for bytes where somebody writes them out.
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("<(?=0x[0-9A-F]{2}>)"), "isolated")
+    tokenizer.pre_tokenizer = _BYTES
     return tokenizer
 
 
-def _bpe(proto: Any, pieces: list[str], dummy_prefix: bool) -> tokenizers.Tokenizer:
+def _bpe(proto: Any, pieces: list[str]) -> tokenizers.Tokenizer:
     scores = {text: piece.score for text, piece in zip(pieces, proto.pieces, strict=True) if piece.type in _LEARNED}
     vocabulary = {text: id for id, text in enumerate(pieces)}
     unknown = next(text for text, piece in zip(pieces, proto.pieces, strict=True) if piece.type == _PIECE.UNKNOWN)
-    return sentencepiece_bpe(vocabulary, merges_by_score(scores), unknown=unknown, dummy_prefix=dummy_prefix)
+    model = models.BPE(vocabulary, merges_by_score(scores), unk_token=unknown, fuse_unk=True, byte_fallback=True)
+    return tokenizers.Tokenizer(model)
 
 
 def _has_bytes(proto: Any) -> bool:
