@@ -46,8 +46,9 @@ def load_hf(
         UserError: if the directory is no model of a known architecture, or its files are damaged.
     """
     where = Path(path)
-    hf, tensors = read_hf_config(where), SafetensorsDirectory(where)
-    config, params = load_tensors(hf, tensors, dtype=dtype, mesh=mesh, progress=progress)
+    hf = read_hf_config(where)
+    find_family(hf, str(where))  # an unknown architecture is the first thing to say
+    config, params = load_tensors(hf, SafetensorsDirectory(where), dtype=dtype, mesh=mesh, progress=progress)
     return with_normalisation(config, where), params
 
 
