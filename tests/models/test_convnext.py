@@ -28,7 +28,7 @@ def depthwise(x, p):
     out = np.zeros_like(x)
     for r in range(x.shape[0]):
         for c in range(x.shape[1]):
-            out[r, c] = np.einsum("abi,abi->i", padded[r : r + 7, c : c + 7], p["kernel"][:, :, 0]) + p["bias"]
+            out[r, c] = np.einsum("abi,abi->i", padded[r : r + 7, c : c + 7], p["filters"][:, :, 0]) + p["bias"]
     return out
 
 

@@ -93,11 +93,12 @@ class DepthwiseConv(nn.Module):
     def __call__(self, x: Float[Array, "N H W C"]) -> Float[Array, "N H W C"]:
         dtype, channels = jnp.dtype(self.precision.compute), x.shape[-1]
         shape, axes = (7, 7, 1, channels), (None, None, None, "conv_out")
-        kernel = parameter(self, "kernel", nn.initializers.normal(1 / 7), shape, axes, self.precision)
+        # No "kernel": by that name Muon knows matrix products, and this is none.
+        filters = parameter(self, "filters", nn.initializers.normal(1 / 7), shape, axes, self.precision)
         bias = parameter(self, "bias", nn.initializers.zeros, shape[-1:], axes[-1:], self.precision)
         y = jax.lax.conv_general_dilated(
             x.astype(dtype),
-            kernel.astype(dtype),
+            filters.astype(dtype),
             (1, 1),
             ((3, 3), (3, 3)),
             dimension_numbers=("NHWC", "HWIO", "NHWC"),

@@ -5,6 +5,7 @@ from typing import Any
 
 from vlm_jax.convert.families.common import affine, read_activation, write_activation
 from vlm_jax.convert.families.vision import (
+    CONV_KERNEL,
     convolution,
     norm,
     pair,
@@ -66,7 +67,8 @@ def rows(config: ConvNeXtConfig) -> list[Row]:
             found += convolution(f"{theirs}.downsampling_layer.1", f"reduce_{stage}/patch")
         block, ours = f"{theirs}.layers.{{layer}}", f"stage_{stage}"
         table = [
-            *convolution(f"{block}.dwconv", f"{ours}/depthwise"),
+            Row(f"{block}.dwconv.weight", f"{ours}/depthwise/filters", CONV_KERNEL),
+            Row(f"{block}.dwconv.bias", f"{ours}/depthwise/bias"),
             *norm(f"{block}.layernorm", f"{ours}/norm"),
             *affine(f"{block}.pwconv1", f"{ours}/mlp/up", (width,), (4 * width,)),
             *affine(f"{block}.pwconv2", f"{ours}/mlp/down", (4 * width,), (width,)),
