@@ -75,7 +75,7 @@ def picture() -> Path:
     return Path(easy_vqa.__file__).parent / "data" / "test" / "images" / "0.png"
 
 
-COMMANDS = ("train", "eval", "compare", "generate", "convert", "data inspect", "data stats")
+COMMANDS = ("train", "eval", "compare", "generate", "serve", "convert", "data inspect", "data stats")
 COMMANDS += ("convert from-hf", "convert from-gguf", "convert from-onnx", "convert to-hf")
 
 

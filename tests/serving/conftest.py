@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from clients import ROWS, server
 
-from vlm_jax.checkpoints import CheckpointManager, abstract_params
+from vlm_jax.checkpoints import abstract_params
+from vlm_jax.checkpoints.converted import save_converted
 from vlm_jax.checkpoints.files import read_files
 from vlm_jax.checkpoints.reference import load_model
 from vlm_jax.config import load_experiment
 from vlm_jax.generation import Engine
 from vlm_jax.models.vlm import VLM
-from vlm_jax.serialise import to_json
 from vlm_jax.training.workdir import build_processor
 
 TINY = Path(__file__).parents[1] / "training" / "tiny_experiment.py"
@@ -28,27 +28,23 @@ def quick_compilation():
 
 
 def save(directory, endless):
-    """Writes a workdir with one step of a tiny model whose answers differ; endless: greedy ones never end."""
+    """Writes a tiny model whose answers differ, as a step directory; endless: greedy answers never end."""
     experiment = load_experiment(str(TINY))
     processor = build_processor(experiment)
-    processor.save(directory / "processor")
+    processor.save(directory.with_name("processor"))
     rng = np.random.default_rng(0)
     params = jax.tree.map(
         lambda leaf: (0.6 * rng.standard_normal(leaf.shape)).astype(leaf.dtype), abstract_params(VLM(experiment.model))
     )
     params["decoder"]["embedding"][processor.tokenizer.end_id] *= 0 if endless else 2.5
     params = jax.tree.map(jax.numpy.asarray, params)
-    files = {f"processor/{name}": content for name, content in read_files(directory / "processor").items()}
-    (directory / "config.json").write_text(to_json(experiment))
-    manager = CheckpointManager(directory / "checkpoints" / "instruct")
-    manager.save(1, params, {"count": jax.numpy.zeros(())}, {}, {"config.json": to_json(experiment).encode(), **files})
-    manager.close()
+    save_converted(directory, experiment.model, params, read_files(directory.with_name("processor")))
     return directory
 
 
-def load(workdir):
+def load(directory):
     """An engine for a saved model."""
-    model = load_model(str(workdir))
+    model = load_model(str(directory))
     return Engine(model.config, model.params, model.processor, ROWS)
 
 
@@ -59,15 +55,15 @@ def engine(tmp_path_factory, quick_compilation):
 
 
 @pytest.fixture(scope="session")
-def endless_workdir(tmp_path_factory, quick_compilation):
+def endless_directory(tmp_path_factory, quick_compilation):
     """A saved model whose greedy answers never end by themselves."""
     return save(tmp_path_factory.mktemp("endless") / "tiny", endless=True)
 
 
 @pytest.fixture(scope="session")
-def endless(endless_workdir):
+def endless(endless_directory):
     """That model, ready to answer."""
-    return load(endless_workdir)
+    return load(endless_directory)
 
 
 @pytest.fixture(scope="session")

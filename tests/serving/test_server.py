@@ -55,10 +55,10 @@ def status_of(request):
     return 200
 
 
-def test_a_server_from_start_to_drain(endless_workdir, endless, tmp_path):
+def test_a_server_from_start_to_drain(endless_directory, endless, tmp_path):
     (tmp_path / "key.txt").write_text("right\n")
-    arguments = ("--model", str(endless_workdir), "--rows", "2", "--api-key-file", str(tmp_path / "key.txt"))
-    with process(*arguments, "--max-new-tokens", "3000", "--temperature", "0") as (started, address):
+    arguments = ("--model", str(endless_directory), "--rows", "2", "--api-key-file", str(tmp_path / "key.txt"))
+    with process(*arguments, "--max-new-tokens", "1500", "--temperature", "0") as (started, address):
         client, another = connect(address, "right"), connect(address, "right")
         assert [model.id for model in client.models.list()] == ["tiny"]
         assert status_of(connect(address, "wrong").models.list) == (401, "invalid_api_key")
@@ -66,7 +66,7 @@ def test_a_server_from_start_to_drain(endless_workdir, endless, tmp_path):
         ask = functools.partial(client.chat.completions.create, model="tiny", messages=asked("да"), max_tokens=12)
         assert ask().choices[0].message.content == expected
 
-        stream = iter(ask(stream=True, max_tokens=3000))
+        stream = iter(ask(stream=True, max_tokens=1500))
         next(stream)
         started.send_signal(signal.SIGTERM)
         refused = functools.partial(another.chat.completions.create, model="tiny", messages=[])

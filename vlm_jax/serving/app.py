@@ -189,4 +189,4 @@ class _Account:
             service.active -= 1
             path = scope["path"] if scope["path"] in _PATHS else "other"
             service.metrics.responses.labels(path, status).inc()
-            _log.info("%s %s %d %.2f s", scope["method"], path, status, time.monotonic() - started)
+            _log.debug("%s %s %d %.2f s", scope["method"], path, status, time.monotonic() - started)
