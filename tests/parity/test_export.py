@@ -1,4 +1,4 @@
-"""VLMs made here, written for transformers: the same numbers there."""
+"""VLMs made here, written for transformers: the same numbers there, and from a picture file the same answers."""
 
 import dataclasses
 
@@ -9,8 +9,14 @@ import pytest
 import torch
 import transformers
 from harness import assert_same, run
+from PIL import Image
 
+from data_pipelines.images import ImagePreprocessing
+from data_pipelines.template import Processor, TemplateConfig
+from data_pipelines.tokenizers import SentencePieceConfig, train_sentencepiece
 from vlm_jax.convert import load_hf, run_hf_inputs, save_hf
+from vlm_jax.convert.processors import save_processor_hf
+from vlm_jax.generation import Engine, as_image, question
 from vlm_jax.models.abstract import boxed_params, build_model
 from vlm_jax.models.adapters import MLPAdapterConfig
 from vlm_jax.models.decoder import DecoderConfig
@@ -80,3 +86,51 @@ def test_an_exported_model_gives_the_same_logits(name, tmp_path):
     assert_same(run_hf_inputs(config, params, inputs), run(theirs.eval(), inputs), inputs)
     _, same = load_hf(tmp_path / "out")
     jax.tree.map(np.testing.assert_array_equal, same, params)
+
+
+TEXTS = ["What shape is shown?", "Какого цвета круг?", "Is there a red circle in the picture?", "да", "no", "жёлтый"]
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """(directory, Engine) of a model whose tokenizer was trained here, as `vlm convert to-hf` writes it."""
+    tokenizer = train_sentencepiece(TEXTS, SentencePieceConfig(vocabulary_size=300))
+    sizes = {"vocabulary_size": tokenizer.vocabulary_size, "context": 256, "tied_embeddings": False}
+    decoder = dataclasses.replace(DECODER, **sizes)
+    layout = PromptLayout(tokenizer.image_id)
+    config = dataclasses.replace(model(PLAIN, decoder=decoder), layout=layout)
+    params = random_params(config)
+    template, images = TemplateConfig(bidirectional_images=False), ImagePreprocessing(interpolation="pillow_bicubic")
+    processor = Processor(tokenizer, template, images, config.image_size, config.prompt_tokens)
+    directory = tmp_path_factory.mktemp("exported") / "model"
+    save_hf(config, params, directory)
+    save_processor_hf(processor, config, directory)
+    return directory, Engine(config, params, processor)
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_answers_to_pictures_and_questions_are_the_same(exported, tmp_path, count):
+    directory, engine = exported
+    rng = np.random.default_rng(count)
+    pictures = [rng.integers(0, 256, (35, 50, 3), np.uint8) for _ in range(count)]
+    files = [tmp_path / f"{number}.png" for number in range(count)]
+    for file, pixels in zip(files, pictures, strict=True):
+        Image.fromarray(pixels).save(file)
+    text = "Is there a red circle? Нет ли круга?"
+    ours = engine.generate([question(text, [as_image(pixels) for pixels in pictures])], max_new_tokens=64)
+
+    processor = transformers.AutoProcessor.from_pretrained(directory)
+    theirs = transformers.LlavaForConditionalGeneration.from_pretrained(directory, dtype=torch.float32)
+    content = [{"type": "image", "path": str(file)} for file in files] + [{"type": "text", "text": text}]
+    inputs = processor.apply_chat_template(
+        [{"role": "user", "content": content}],
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+    )
+    rendered = engine.processor.render(question(text, [as_image(pixels) for pixels in pictures]), "assistant")
+    assert inputs["input_ids"][0].tolist() == rendered.tokens.tolist()
+    found = theirs.generate(**inputs, max_new_tokens=64, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+    assert ours == [engine.text(found.tolist())]
+    assert len(set(found.tolist())) > 4
