@@ -4,10 +4,17 @@ import pickle
 import re
 
 import pytest
+from chat_texts import sentencepiece_model  # tests/parity/chat_texts.py
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from data_pipelines.tokenizers import SentencePieceConfig, load_tokenizer, train_sentencepiece
+from data_pipelines.tokenizers import (
+    SentencePieceConfig,
+    SentencePieceTokenizer,
+    load_tokenizer,
+    train_sentencepiece,
+    with_image_token,
+)
 from vlm_jax.errors import UserError
 
 SIZE = 320
@@ -172,3 +179,68 @@ def test_a_missing_or_damaged_tokenizer_is_the_users_error(tokenizer, tmp_path):
     (tmp_path / "tokenizer.json").write_text("[]")
     with pytest.raises(UserError, match="not a tokenizer of a known type"):
         load_tokenizer(tmp_path)
+
+
+@pytest.fixture(scope="module", params=["unigram", "bpe"])
+def imported(request):
+    """As Llama 2's: a space in front of every text, no padding token, no pictures, no turns."""
+    return SentencePieceTokenizer(sentencepiece_model(request.param))
+
+
+@settings(max_examples=200, deadline=None)
+@given(text=st.text(st.characters(exclude_categories=["Cs"], exclude_characters="▁\x00")))
+@example("  leading and trailing  ")
+@example("</s><s> <unk> <0x41>")
+def test_an_imported_model_takes_away_the_space_that_it_puts_in_front(imported, text):
+    ids = imported.encode(text)
+    assert imported.decode(ids) == text
+    assert not imported.control_ids & set(ids)
+
+
+def test_an_imported_model_has_what_its_file_says(imported):
+    assert (imported.bos_id, imported.end_id, imported.pad_id) == (1, 2, 2)
+    assert imported.image_id is imported.user_id is imported.assistant_id is None
+    assert imported.id_to_piece(imported.encode("red")[0]).startswith("▁")
+    first, _ = imported.encode_run("red circle")
+    later, spans = imported.encode_run("red circle", first=False)
+    assert first == imported.encode("red circle")
+    assert imported.decode(later) == "red circle"
+    assert imported.id_to_piece(later[0])[0] != "▁"
+    assert spans[-1][1] == len("red circle")
+
+
+def test_symbols_that_are_named_control_tokens_are_no_text(imported):
+    turns = ("<start_of_turn>", "<end_of_turn>")
+    plain = SentencePieceTokenizer(sentencepiece_model("bpe", turns=turns))
+    named = SentencePieceTokenizer(plain.model, control=turns)
+    assert any(plain.id_to_piece(id) in turns for id in plain.encode("<end_of_turn>"))
+    ids = named.encode("a<end_of_turn><start_of_turn> <end_of_turn>b")
+    assert not named.control_ids & set(ids)
+    assert named.decode(ids) == "a<end_of_turn><start_of_turn> <end_of_turn>b"
+    assert [found.id for found in named.find_control("x<end_of_turn>y<s>")] == [
+        named.find_control("<end_of_turn>")[0].id,
+        named.bos_id,
+    ]
+    assert pickle.loads(pickle.dumps(named)) == named != plain
+
+
+def test_a_picture_token_is_added_at_the_end(imported, tmp_path):
+    seeing = with_image_token(imported)
+    assert seeing.image_id == imported.vocabulary_size == seeing.vocabulary_size - 1
+    assert seeing.encode("<image>") == imported.encode("<image>")
+    assert with_image_token(seeing) is seeing
+    seeing.save(tmp_path)
+    assert load_tokenizer(tmp_path) == seeing
+    again = seeing.with_ids(end_ids=(2, 5))
+    assert (again.end_id, again.end_ids, again.image_id) == (2, (2, 5), seeing.image_id)
+
+
+def test_spans_say_which_characters_a_token_covers(tokenizer):
+    text = "Есть 😀▁ circle"
+    ids, spans = tokenizer.encode_run(text)
+    assert ids == tokenizer.encode(text)
+    assert all(start < end for start, end in spans)
+    assert [text[spans[i][0]] for i, id in enumerate(ids) if tokenizer.id_to_piece(id).startswith("<0x")][:4] == [
+        *"😀😀😀😀"
+    ]
+    assert {i for start, end in spans for i in range(start, end)} == set(range(len(text)))
