@@ -28,7 +28,7 @@ from vlm_jax.convert import load_hf
 from vlm_jax.convert.families import find_family
 from vlm_jax.convert.gguf_tensors import GGUFTensors, load_gguf
 from vlm_jax.convert.hf import Progress, family_config
-from vlm_jax.convert.hf_config import read_hf_config
+from vlm_jax.convert.hf_config import read_hf_config, with_normalisation
 from vlm_jax.convert.onnx_tensors import ONNXTensors, load_onnx
 from vlm_jax.convert.processors import has_tokenizer, load_processor_gguf, load_processor_hf
 from vlm_jax.errors import UserError
@@ -126,7 +126,7 @@ def load_reference_processor(reference: str) -> Processor:
         tensors = GGUFTensors(Path(path))
         return load_processor_gguf(tensors, _config(tensors.config, reference))
     if is_huggingface(path) and has_tokenizer(Path(path)):
-        config = _config(read_hf_config(Path(path)), reference)
+        config = with_normalisation(_config(read_hf_config(Path(path)), reference), Path(path))
         return load_processor_hf(Path(path), config)
     if path.is_dir() and not is_huggingface(path):
         return load_processor(step_directory(str(path)) / "files" / "processor")
