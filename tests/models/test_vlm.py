@@ -142,3 +142,24 @@ def test_a_text_only_model_reads_text_and_refuses_pictures(make, row):
         VLM(config).apply({"params": params}, row)
     with pytest.raises(ValueError, match="both encoder and adapter"):
         VLMConfig(adapter=MLPAdapterConfig())
+
+
+def test_hidden_states_end_with_what_logits_are_made_of(mu, row, forward):
+    config, params = mu
+    states = VLM(config).apply({"params": params}, row, method="hidden_states")
+    assert len(states) == config.decoder.layers + 1
+    embedded = VLM(config).apply({"params": params}, row, method="embed")
+    np.testing.assert_array_equal(states[0], embedded)
+    logits = VLM(config).apply({"params": params}, states[-1], method="unembed")
+    np.testing.assert_allclose(logits, forward(row), atol=1e-5)
+
+
+def test_a_class_token_among_the_features_is_one_more_visual_token(mu):
+    config, _ = mu
+    encoder = dataclasses.replace(config.encoder, class_token=True, keep_class_token=True)
+    adapter = MLPAdapterConfig(layers=2)
+    config = dataclasses.replace(config, encoder=encoder, adapter=adapter)
+    assert config.prompt_tokens == encoder.patches + 1
+    pixels = np.stack([picture(1), picture(2)]).astype(np.float32)
+    visual, _ = VLM(config).init_with_output(jax.random.key(0), method=lambda vlm: vlm.adapter(vlm.encoder(pixels)))
+    assert visual.shape == (2, encoder.patches + 1, config.decoder.width)
