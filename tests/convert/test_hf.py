@@ -103,7 +103,12 @@ def test_an_unknown_architecture_is_named_beside_those_that_are_known(directory:
         ("{", "not readable as JSON"),
         ("[]", "holds no JSON object"),
         ("{}", "model_type is None"),
-        ('{"model_type": "convnext", "depths": "deep"}', "config.json cannot be used"),
+        ('{"model_type": {}}', "model_type is {}"),
+        ('{"model_type": "convnext", "depths": "deep"}', "config.json"),
+        ('{"model_type": "convnext", "depths": [2, 1], "hidden_sizes": [6, "10"]}', r"widths\.1 is '10'"),
+        ('{"model_type": "convnext", "depths": [2, 1], "hidden_sizes": [6, -10]}', "config.json cannot be used"),
+        ('{"model_type": "convnext", "depths": [2], "hidden_sizes": [6, 10]}', "config.json cannot be used"),
+        ("[" * 100_000, "not readable as JSON"),
         (b"\xff\xfe", "not readable as JSON"),
     ],
 )

@@ -1,7 +1,8 @@
 """Hugging Face directories in and out: `load_hf` and `save_hf`."""
 
+import contextlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from vlm_jax.models.abstract import ModelConfig, boxed_params, build_model
 from vlm_jax.models.decoder import DecoderConfig
 from vlm_jax.models.vlm import VLMConfig
 from vlm_jax.parallel import abstract_params
+from vlm_jax.serialise import from_plain, to_plain
 
 Progress = Callable[[int, int], None]
 """Called with (bytes done, bytes in all)."""
@@ -69,9 +71,10 @@ def load_tensors(
     """
     family = find_family(hf, tensors.where)
     config = family_config(family, hf, tensors.where)
-    rows = family.rows(config)
     present = Renamed(tensors, family.RENAMED)
-    abstract = abstract_params(boxed_params(build_model(config)), mesh)
+    with _user_errors(tensors.where):
+        rows = family.rows(config)
+        abstract = abstract_params(boxed_params(build_model(config)), mesh)
     abstract = cast_dtypes(abstract, dtype) if dtype else stored_dtypes(rows, present, abstract)
     return config, load_rows(rows, present, abstract, family.DROPPED, progress)
 
@@ -157,10 +160,23 @@ def find_writer(config: ModelConfig) -> tuple[Family, dict[str, Any]]:
 
 
 def family_config(family: Family, hf: Mapping[str, Any], where: str) -> Any:
-    """`family.read_config`, whose surprises at a damaged config.json become errors of the user's input."""
+    """`family.read_config`, whose surprises at a damaged config.json become errors of the user's input.
+
+    Raises:
+        UserError: if a field is missing, of another type, or no model can have it.
+    """
+    with _user_errors(where):
+        config = family.read_config(hf)
+        return from_plain(type(config), to_plain(config), f"{where}: config.json gives a config that")
+
+
+@contextlib.contextmanager
+def _user_errors(where: str) -> Iterator[None]:
+    """What numbers that fit no model lead to is the fault of the config.json."""
     try:
-        return family.read_config(hf)
+        yield
     except KeyError as error:
-        raise UserError(f"{where}: config.json lacks the field {error}; copy it again") from None
-    except (TypeError, ValueError, ArithmeticError) as error:
-        raise UserError(f"{where}: config.json cannot be used ({error}); copy it again") from None
+        raise UserError(f"{where}: config.json lacks the field {error}; copy it again") from error
+    except (TypeError, ValueError, ArithmeticError, AttributeError, IndexError, AssertionError) as error:
+        first = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise UserError(f"{where}: config.json cannot be used ({first}); copy it again") from error

@@ -83,7 +83,7 @@ def _three(file: Path, numbers: Any) -> tuple[float, float, float]:
 def _read_json(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{file}: not readable as JSON ({error}); copy it again") from None
     if not isinstance(content, dict):
         raise UserError(f"{file}: holds no JSON object; copy it again")

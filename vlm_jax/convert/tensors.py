@@ -109,7 +109,7 @@ def _read_header(path: Path) -> tuple[int, dict[str, Any]]:
                 _check_entry(path, name, entry)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
         raise UserError(f"{path}: no safetensors file ({type(error).__name__} in its header); copy it again") from None
     if 8 + length + end != size:
         raise UserError(f"{path}: {size} bytes long, but its header speaks of {8 + length + end}; copy it again")

@@ -52,7 +52,7 @@ def find_family(hf: Mapping[str, Any], where: str = "config.json") -> Family:
         UserError: naming the model_type, if there is none.
     """
     kind = hf.get("model_type")
-    if kind in FAMILIES:
+    if isinstance(kind, str) and kind in FAMILIES:
         return FAMILIES[kind]
     known = ", ".join(sorted(FAMILIES))
     raise UserError(f"{where}: model_type is {kind!r}, which is none of the known architectures: {known}")
