@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from vlm_jax.convert.families.common import whole_number
 from vlm_jax.errors import UserError
 from vlm_jax.models.decoder import DecoderConfig
 from vlm_jax.models.rope import DynamicRope, LinearRope, Llama3Rope, RopeScaling, YarnRope
@@ -24,7 +25,9 @@ def read_rope(fields: Mapping[str, Any]) -> tuple[float, RopeScaling | None, int
         UserError: if the kind of RoPE is not implemented.
     """
     given = fields.get("rope_scaling") or fields.get("rope_parameters") or {}
-    if any(isinstance(value, dict) for value in given.values()):
+    if not isinstance(given, Mapping):
+        raise UserError(f"config.json: rope_scaling is {given!r}; it must be an object or null")
+    if any(isinstance(value, Mapping) for value in given.values()):
         raise UserError("config.json: rope_parameters differ between types of layers, which is not supported")
     for name in _REFUSED:
         if given.get(name):
@@ -33,7 +36,7 @@ def read_rope(fields: Mapping[str, Any]) -> tuple[float, RopeScaling | None, int
     if share != 1.0:
         raise UserError(f"config.json: partial_rotary_factor {share} is not supported; only whole heads are turned")
     base = given.get("rope_theta") or fields.get("rope_theta") or 10_000.0
-    positions = fields["max_position_embeddings"]
+    positions = whole_number(fields, "max_position_embeddings")
     kind = given.get("rope_type") or given.get("type") or "default"
     if kind not in _TYPES:
         raise UserError(f"config.json: RoPE of type {kind!r} is not supported; supported are {', '.join(_TYPES)}")
