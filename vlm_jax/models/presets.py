@@ -106,4 +106,23 @@ def dinov2_small(image_size: tuple[int, int] = (224, 224)) -> ViTConfig:
     )
 
 
+def smollm2_135m(vocabulary_size: int = 49_152) -> DecoderConfig:
+    """The decoder of SmolLM2-135M (Allal et al. 2025).
+
+    Args:
+        vocabulary_size: rows of the embedding table; the published 49,152, or more for added tokens.
+    """
+    return DecoderConfig(
+        vocabulary_size,
+        width=576,
+        layers=30,
+        heads=9,
+        key_value_heads=3,
+        head_size=64,
+        mlp_width=1536,
+        context=8192,
+        rope_base=1e5,
+    )
+
+
 PRESETS = {"mu": vlm_mu, "0.2b": vlm_200m, "2b": vlm_2b, "8b": vlm_8b}

@@ -14,10 +14,11 @@ from data_pipelines.kinds import to_example
 from data_pipelines.mixture import MixtureEntry
 from data_pipelines.quarantine import BadRecord
 from data_pipelines.sources import open_source
-from data_pipelines.template import Processor, TemplateConfig, load_processor
+from data_pipelines.template import ChatTemplate, Processor, TemplateConfig, load_processor
 from data_pipelines.tokenizers import train_sentencepiece, with_image_token
 from vlm_jax.checkpoints.reference import load_reference_processor
 from vlm_jax.config import Experiment
+from vlm_jax.convert.processors import chat_template_for
 from vlm_jax.errors import UserError
 from vlm_jax.serialise import differences, to_json, to_plain
 
@@ -138,8 +139,10 @@ def build_processor(experiment: Experiment) -> Processor:
     if reference:
         inherited = load_reference_processor(reference)
         tokenizer = with_image_token(inherited.tokenizer) if model.encoder else inherited.tokenizer
-        own = not isinstance(inherited.template, TemplateConfig)
-        template = inherited.template if own and isinstance(template, TemplateConfig) else template
+        if isinstance(template, TemplateConfig) and not isinstance(inherited.template, TemplateConfig):
+            template = inherited.template
+            if isinstance(template, ChatTemplate) and model.encoder and not template.image:
+                template = chat_template_for(template.jinja, tokenizer, adds_bos=tokenizer.adds_bos)
     else:
         tokenizer = train_sentencepiece(texts(experiment), experiment.tokenizer)
     if tokenizer.vocabulary_size > model.decoder.vocabulary_size:
