@@ -154,7 +154,8 @@ def test_sources_that_cannot_be_read(refused: Any, hf_llm: Path, trained: Path, 
     (tmp_path / "fake.gguf").write_bytes(b"not that")
     assert "not a GGUF file" in refused("from-gguf", tmp_path / "fake.gguf", target)
     (tmp_path / "fake.onnx").write_bytes(b"")
-    assert "fake.onnx" in refused("from-onnx", tmp_path / "fake.onnx", target)
+    for prefix in ((), ("--prefix", "backbone.")):
+        assert "fake.onnx" in refused("from-onnx", tmp_path / "fake.onnx", target, *prefix)
     assert "no such part" in refused("to-hf", hf_llm, target, "--part", "encoder")
     assert not target.exists()
 

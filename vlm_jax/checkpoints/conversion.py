@@ -15,6 +15,7 @@ from vlm_jax.checkpoints.reference import is_huggingface, load_part, local_path,
 from vlm_jax.convert import load_hf
 from vlm_jax.convert.chat_programs import layout_of
 from vlm_jax.convert.hf import Progress, write_hf
+from vlm_jax.convert.onnx_tensors import load_onnx
 from vlm_jax.convert.processor_files import save_processor_hf
 from vlm_jax.convert.writing import new_directory
 from vlm_jax.errors import UserError
@@ -27,7 +28,13 @@ Part = Literal["model", "encoder", "decoder"]
 
 
 def import_model(
-    source: str, target: str, format: Format, dtype: str | None = None, progress: Progress | None = None
+    source: str,
+    target: str,
+    format: Format,
+    *,
+    dtype: str | None = None,
+    prefix: str | None = None,
+    progress: Progress | None = None,
 ) -> ModelConfig:
     """Another format -> a step directory, with its processor if there is a tokenizer.
 
@@ -36,6 +43,7 @@ def import_model(
         target: does not exist, or is empty.
         format: what the source is.
         dtype: that parameters are kept in; None = as stored (quantised ones and float16 become float32).
+        prefix: where the encoder is in an ONNX file's module, with its dot; None = found by itself.
         progress: told how far reading is.
 
     Returns:
@@ -50,7 +58,11 @@ def import_model(
         load_hf(Path(path))  # which says what is wrong with it
     if format != "hf" and (path.suffix != f".{format}" or not path.is_file()):
         raise UserError(f"{source}: is no file that ends in .{format}; name one, or use another direction")
-    found = load_part(source, dtype=dtype)
+    if format == "onnx" and prefix is not None:
+        encoder, weights = load_onnx(Path(path), prefix, dtype=dtype, progress=progress)
+        save_converted(target, encoder, weights, {})
+        return encoder
+    found = load_part(source, dtype=dtype, progress=progress)
     config, params = whole(found.config, found.params)
     save_converted(target, config, params, {} if found.processor is None else _files(found.processor))
     return config

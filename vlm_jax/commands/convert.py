@@ -50,6 +50,9 @@ def add_parser(subparsers: Any) -> None:
             "--dtype", choices=("float32", "bfloat16"), help="keep parameters in this number format (as stored)"
         )
         inward.set_defaults(run=run_import)
+    directions.choices["from-onnx"].add_argument(
+        "--prefix", metavar="P", help="where the encoder is in the exported module, such as backbone. (found by itself)"
+    )
     outward = add_command(directions, "to-hf", "Export a model to a Hugging Face directory.", _EXPORT_EXAMPLES)
     outward.add_argument("source", metavar="SRC", help="model: whatever --model takes")
     outward.add_argument("target", metavar="DST", help="directory to make")
@@ -65,7 +68,14 @@ def run_import(arguments: argparse.Namespace) -> None:
 
     with _Display("reading") as display:
         format: Any = arguments.direction.removeprefix("from-")
-        config = import_model(arguments.source, arguments.target, format, arguments.dtype, display)
+        config = import_model(
+            arguments.source,
+            arguments.target,
+            format,
+            dtype=arguments.dtype,
+            prefix=getattr(arguments, "prefix", None),
+            progress=display,
+        )
     print(_summary(config, arguments.target))
 
 
