@@ -9,6 +9,7 @@ from typing import Any
 
 import tokenizers
 from etils import epath
+from tokenizers import decoders
 
 from data_pipelines.tokenizers.protocol import IMAGE_TOKEN, Found, Span, filled, unique
 from data_pipelines.tokenizers.sentencepieces import JSON_FILE
@@ -18,6 +19,16 @@ OWN = "vlm_jax"
 """Key of what `save` adds to tokenizer_config.json for itself."""
 
 _CACHED_TEXT_LENGTH = 256
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """The character that byte-level BPE writes for each byte (GPT-2) -> the byte."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
+
+
+_BYTES = _byte_alphabet()
 
 
 class HuggingFaceTokenizer:
@@ -72,6 +83,7 @@ class HuggingFaceTokenizer:
         opening = whole.encode("a", add_special_tokens=True).ids[:1]
         self.adds_bos: bool = bos_id is not None and (opening == [bos_id] if adds_bos is None else adds_bos)
         self._tokenizer = _plain(text)
+        self._byte_level = isinstance(whole.decoder, decoders.ByteLevel)
         longest_first = sorted(self._control, key=len, reverse=True)
         self._written = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
         self._short = functools.lru_cache(maxsize=1 << 16)(self._encode)
@@ -118,8 +130,19 @@ class HuggingFaceTokenizer:
         return self._tokenizer.decode([id for id in plain if id not in self.control_ids], skip_special_tokens=False)
 
     def id_to_piece(self, id: int) -> str:
-        """How one id is written in the file; '' for an id between the others that has no token."""
-        return self._tokenizer.id_to_token(int(id)) or ""
+        """How one id is written, for people; '' for an id between the others that has no token.
+
+        Spaces show as ▁, and bytes that are no characters as <0xD0>, of byte-level tokenizers too.
+        """
+        piece = self._tokenizer.id_to_token(int(id)) or ""
+        if not self._byte_level or id in self.control_ids or not set(piece) <= _BYTES.keys():
+            return piece
+        content = bytes(_BYTES[character] for character in piece)
+        try:
+            text = content.decode().replace(" ", "▁")
+        except UnicodeDecodeError:
+            text = "\x00"
+        return text if text.isprintable() else "".join(f"<0x{byte:02X}>" for byte in content)
 
     def with_ids(
         self, *, end_ids: tuple[int, ...] | None = None, image_id: int | None = None

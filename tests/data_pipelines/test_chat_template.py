@@ -41,7 +41,7 @@ def written(name, rendered, branch=0):
     at = rendered.branch_ids == branch
     shown = [tokenizer.id_to_piece(int(id)) for id in rendered.tokens[at]]
     marked = [f"[{piece}]" if loss else piece for piece, loss in zip(shown, rendered.loss[at], strict=True)]
-    return "".join(marked).replace("][", "").replace("Ġ", " ").replace("Ċ", "\n").replace("▁", " ")
+    return "".join(marked).replace("][", "").replace("▁", " ").replace("<0x0A>", "\n")
 
 
 def question(user="circle", assistant="red"):

@@ -129,3 +129,10 @@ def test_a_damaged_file_is_the_users_error(tmp_path):
     (tmp_path / "tokenizer_config.json").write_text("{}")
     with pytest.raises(UserError, match="not a file of the tokenizers library"):
         load_tokenizer(tmp_path)
+
+
+def test_pieces_are_readable():
+    tokenizer = TOKENIZERS["llama3"]
+    shown = [tokenizer.id_to_piece(id) for id in tokenizer.encode(" circle\nЁ")]
+    assert "".join(shown) == "▁circle<0x0A><0xD0><0x81>"
+    assert tokenizer.id_to_piece(tokenizer.end_id) == "<|eot_id|>"
