@@ -6,23 +6,27 @@ devices is fixed when jax starts.
 
 import json
 import sys
+from pathlib import Path
 
 import jax
 import numpy as np
 
-from vlm_jax.convert import load_hf
+from vlm_jax.convert import load_hf, save_hf
 from vlm_jax.parallel import MeshConfig, build_mesh
 
 
 def main(directory: str) -> None:
     """Prints JSON."""
     mesh = build_mesh(MeshConfig(fsdp=2, tensor=2))
-    _, params = load_hf(directory, mesh=mesh)
+    config, params = load_hf(directory, mesh=mesh)
     _, alone = load_hf(directory)
     same = jax.tree.map(lambda a, b: np.asarray(a).tobytes() == np.asarray(b).tobytes(), params, alone)
+    save_hf(config, params, directory + "-out")
+    weights = [Path(place, "model.safetensors").read_bytes() for place in (directory, directory + "-out")]
     block = params["layers"]["block_0"]
     found = {
         "same": all(jax.tree.leaves(same)),
+        "out": weights[0] == weights[1],
         "devices": sorted({len(leaf.sharding.device_set) for leaf in jax.tree.leaves(params)}),
         "up": [list(shard.data.shape) for shard in block["mlp"]["up"]["kernel"].addressable_shards],
         "embedding": [list(shard.data.shape) for shard in params["embedding"].addressable_shards],

@@ -45,6 +45,10 @@ def test_values_are_those_of_one_device(found: dict[str, object]) -> None:
     assert found["devices"] == [4]
 
 
+def test_sharded_parameters_go_out_as_they_came_in(found: dict[str, object]) -> None:
+    assert found["out"] is True
+
+
 def test_every_device_holds_its_own_part(found: dict[str, object]) -> None:
     assert found["up"] == [[4, 4, 8]] * 4  # layers whole, width over fsdp, columns over tensor
     assert found["embedding"] == [[16, 4]] * 4

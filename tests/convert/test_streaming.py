@@ -1,6 +1,7 @@
 """Tensors become parameters and come back; what does not fit is listed before anything is read."""
 
 import dataclasses
+import tracemalloc
 from typing import Any
 
 import jax
@@ -89,6 +90,23 @@ def test_progress_ends_at_all_bytes(write_tensors: Any) -> None:
     load_rows(TABLE, SafetensorsDirectory(write_tensors(tensors())), abstract(), (), lambda *at: seen.append(at))
     assert seen[-1][0] == seen[-1][1]
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+
+
+@pytest.mark.parametrize(
+    ("stored", "kept"), [(np.float32, "float32"), (ml_dtypes.bfloat16, "float32"), (np.float32, "bfloat16")]
+)
+def test_no_more_than_one_tensor_is_held_beside_the_parameters(write_tensors: Any, stored: Any, kept: str) -> None:
+    layers, size = 16, 128
+    rows = per_layer([Row("l.{layer}.w", "w", Transpose((1, 0))), Row("l.{layer}.v", "v")], layers)
+    given = {row.theirs: np.ones((size, size), stored) for row in rows}
+    wanted = {name: jax.ShapeDtypeStruct((layers, size, size), jnp.dtype(kept)) for name in ("w", "v")}
+    source = SafetensorsDirectory(write_tensors(given))
+    load_rows(rows, source, wanted)  # what is made once only (caches, compilation) is not what is measured
+    tracemalloc.start()
+    params = load_rows(rows, source, wanted)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak <= 1.2 * sum(leaf.nbytes for leaf in params.values())
 
 
 def test_all_that_does_not_fit_is_listed_at_once(write_tensors: Any) -> None:
