@@ -12,7 +12,7 @@ from harness import assert_same, run
 from PIL import Image
 
 from data_pipelines.images import ImagePreprocessing
-from data_pipelines.template import Processor, TemplateConfig
+from data_pipelines.template import PrefixTemplate, Processor, TemplateConfig
 from data_pipelines.tokenizers import SentencePieceConfig, train_sentencepiece
 from vlm_jax.convert import load_hf, run_hf_inputs, save_hf
 from vlm_jax.convert.processors import save_processor_hf
@@ -133,4 +133,41 @@ def test_answers_to_pictures_and_questions_are_the_same(exported, tmp_path, coun
     assert inputs["input_ids"][0].tolist() == rendered.tokens.tolist()
     found = theirs.generate(**inputs, max_new_tokens=64, do_sample=False)[0, inputs["input_ids"].shape[1] :]
     assert ours == [engine.text(found.tolist())]
+    assert len(set(found.tolist())) > 4
+
+
+def test_a_paligemma_in_the_engine_answers_as_outside(tmp_path):
+    tokenizer = train_sentencepiece(TEXTS, SentencePieceConfig(vocabulary_size=300))
+    decoder = dataclasses.replace(
+        DECODER,
+        vocabulary_size=tokenizer.vocabulary_size,
+        context=256,
+        tied_embeddings=False,
+        norm_offset=1.0,
+        embedding_scale=36**0.5,
+        activation="gelu_tanh",
+    )
+    layout = PromptLayout(tokenizer.image_id, "prompt", 1)
+    config = VLMConfig(decoder, PLAIN, MLPAdapterConfig(layers=1), layout=layout)
+    params = random_params(config)
+    save_hf(config, params, tmp_path / "out")
+    theirs = transformers.PaliGemmaForConditionalGeneration.from_pretrained(tmp_path / "out", dtype=torch.float32)
+    images = ImagePreprocessing()
+    processor = Processor(tokenizer, PrefixTemplate(), images, config.image_size, config.prompt_tokens)
+    engine = Engine(config, params, processor)
+    picture = as_image(np.random.default_rng(0).integers(0, 256, (28, 28, 3), np.uint8))
+    prompt = question("Is there a red circle in the picture?", [picture])
+    rendered = processor.render(prompt, "assistant")
+    pixels = (processor.pixels(picture) / 255 - 0.5) / 0.5
+    ids = torch.from_numpy(rendered.tokens[None]).long()
+    found = theirs.generate(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        token_type_ids=torch.zeros_like(ids),
+        pixel_values=torch.from_numpy(np.moveaxis(pixels, -1, 0)[None].astype(np.float32)),
+        max_new_tokens=64,
+        do_sample=False,
+        eos_token_id=tokenizer.end_id,
+    )[0, ids.shape[1] :]
+    assert engine.generate([prompt], max_new_tokens=64) == [engine.text(found.tolist())]
     assert len(set(found.tolist())) > 4
