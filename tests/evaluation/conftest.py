@@ -63,6 +63,9 @@ class Task:
     source: ColorSource
     metric: str = "exact_match"
     max_new_tokens: int = 4
+    ask: str = "questions"
+    limit: int = 0
+    likelihood: bool = False
 
 
 class Looker:

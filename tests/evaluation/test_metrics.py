@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlm_jax.evaluation.metrics import METRICS, exact_match, normalise
+from vlm_jax.evaluation.metrics import METRICS, contains, exact_match, normalise
 
 
 def test_the_examples_of_the_docstring():
@@ -32,3 +32,22 @@ def test_exact_match_sees_what_matters(prediction, answer, score):
 @given(st.text())
 def test_normalising_twice_changes_nothing_more(text):
     assert normalise(normalise(text)) == normalise(text)
+
+
+@pytest.mark.parametrize(
+    ("prediction", "score"),
+    [
+        ("The capital of France is Paris.", 1),
+        ("paris", 1),
+        ("It is a comparison.", 0),
+        ("the city of light", 1),
+        ("Light!", 0),
+        ("", 0),
+    ],
+)
+def test_an_answer_contains_an_expected_word_or_not(prediction, score):
+    assert contains(prediction, {"answer": "x", "expected": ("Paris", "City of Light")}) == score
+
+
+def test_without_expected_words_the_answer_itself_is_looked_for():
+    assert contains("I think: RED.", {"answer": "red"}) == 1

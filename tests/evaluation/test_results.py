@@ -15,11 +15,14 @@ def test_eval_json_has_the_form_that_programs_outside_read(lab, tmp_path):
     assert set(plain) == {"model", "tasks"}
     assert plain["model"] == "runs/quickstart"
     task = plain["tasks"]["colors_en"]
-    assert set(task) == {"metric", "score", "low", "high", "n", "controls", "groups"}
+    assert set(task) == {"metric", "score", "low", "high", "n", "controls", "differences", "groups"}
     assert task["metric"] == "exact_match"
     assert (task["score"], task["n"]) == (pytest.approx(11 / 12), 24)
     assert task["low"] < task["score"] < task["high"]
     assert {type(value) for value in task["controls"].values()} == {float}
+    for control, difference in task["differences"].items():
+        assert difference["score"] == pytest.approx(task["score"] - task["controls"][control])
+        assert difference["low"] < difference["score"] < difference["high"]
     assert set(task["groups"]["yes_no"]) == {"score", "low", "high", "n"}
     assert read_results(tmp_path / "run") == read_results(tmp_path / "run" / "eval.json") == plain
 

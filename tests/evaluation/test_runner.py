@@ -1,11 +1,17 @@
+import dataclasses
+import math
+
 import pytest
 
 from data_pipelines.examples import Text
+from data_pipelines.kinds.captions import REQUESTS
 from data_pipelines.quarantine import Quarantine
-from data_pipelines.sources import EasyVQA
+from data_pipelines.sources import EasyVQA, TextQuestion, TextQuestions
+from vlm_jax.config import EvaluationTask
 from vlm_jax.errors import UserError
 from vlm_jax.evaluation.questions import list_questions, wrong_images
 from vlm_jax.evaluation.runner import evaluate
+from vlm_jax.generation.requests import Score
 
 
 def test_scores_groups_and_controls_are_those_that_can_be_counted(lab):
@@ -80,3 +86,70 @@ def test_the_official_test_split_is_asked_in_full(lab, monkeypatch, language):
     assert result.controls["majority"].score == pytest.approx(0.4238, abs=1e-4)
     assert result.score.score == pytest.approx(result.controls["shuffled_image"].score)
     assert len({answer.picture for answer in result.answers}) == 1000
+
+
+class Reader:
+    """Answers and scores prompts without a picture: `words` to each, at so many nats a letter."""
+
+    def __init__(self, words, nats):
+        self.words, self.nats = words, nats
+
+    def generate(self, prompts, *, max_new_tokens, progress=None):
+        assert not any(prompt.images for prompt in prompts)
+        return [self.words for _ in prompts]
+
+    def score(self, prompts, answers):
+        return [[Score(-self.nats * len(text), len(text), False) for text in texts] for texts in answers]
+
+
+CAPITALS = TextQuestions(
+    (
+        TextQuestion("What is the capital of France?", "It is Paris.", ("Paris",)),
+        TextQuestion("What is the capital of Italy?", "It is Rome.", ("Rome", "Roma")),
+    )
+)
+
+
+def test_a_baseline_is_asked_the_same_text_questions():
+    task = EvaluationTask("capitals", CAPITALS, "contains", likelihood=True)
+    result = evaluate(task, Reader("Paris or Rome", 0.5), baseline=Reader("I think it is rome, yes", 2.0))
+    assert result.score.score == 1
+    assert set(result.controls) == {"before"}
+    assert result.controls["before"].score == 0.5
+    assert result.differences["before"].score == 0.5
+    assert result.perplexity == pytest.approx({"model": math.exp(0.5), "before": math.exp(2.0)})
+    assert result.answers[0].likelihood == {"model": (-6.0, 12), "before": (-24.0, 12)}
+    assert all(answer.image == "" for answer in result.answers)
+
+
+def test_likelihood_is_measured_only_where_it_is_asked_for():
+    result = evaluate(EvaluationTask("capitals", CAPITALS, "contains"), Reader("Rome", 1.0))
+    assert result.perplexity == {}
+    assert result.controls == {}
+
+
+def test_so_many_questions_are_a_fixed_choice_by_seed(lab):
+    source = lab.Source()
+
+    def ids(limit, seed=0):
+        task = dataclasses.replace(lab.Task("colors", source), limit=limit)
+        return [answer.id for answer in evaluate(task, lab.Looker(), seed=seed).answers]
+
+    assert len(ids(0)) == len(ids(99)) == 24
+    assert len(ids(7)) == 7
+    assert ids(7) == ids(7) != ids(7, seed=1)
+    assert set(ids(7)) < set(ids(0))
+
+
+def test_captions_can_be_asked_for():
+    source = EasyVQA("test", pictures="described", phrasings=1, limit=5)
+
+    class Captioner:
+        def generate(self, prompts, *, max_new_tokens, progress=None):
+            assert {prompt.trunk[1].text for prompt in prompts} == {REQUESTS["en"][0]}
+            return ["a red circle" for _ in prompts]
+
+    result = evaluate(EvaluationTask("captions", source, ask="captions"), Captioner())
+    assert [answer.type for answer in result.answers] == ["caption"] * 5
+    assert all(answer.answer.startswith("A ") and answer.image for answer in result.answers)
+    assert set(result.controls) == {"majority", "shuffled_image"}

@@ -3,26 +3,30 @@
 import collections
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from data_pipelines import images as image_functions
 from data_pipelines.examples import Image
 from data_pipelines.images import BadImage
+from data_pipelines.kinds.captions import REQUESTS
 from data_pipelines.quarantine import BadRecord, Quarantine
 from data_pipelines.sources import Source, SourceConfig, open_source
+
+Ask = Literal["questions", "captions"]
+"""What a record is asked for."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-    """One question about one picture."""
+    """One question, about one picture or about none."""
 
     id: str
-    """The picture's id and the question's number in its record: 'easy_vqa/test/17#3'."""
+    """The record's id and the question's number in it: 'easy_vqa/test/17#3'."""
     picture: str
     """The record's id: the cluster that the question belongs to."""
-    image: Image
+    image: Image | None
     record: Mapping[str, Any]
     """{'question', 'answer', 'language', 'type', …} as the source gives it; what a metric reads."""
 
@@ -33,15 +37,16 @@ class Question:
 
 
 def list_questions(
-    source: Source, quarantine: Quarantine | None = None, *, check_pictures: bool = True
+    source: Source, quarantine: Quarantine | None = None, *, check_pictures: bool = True, ask: Ask = "questions"
 ) -> list[Question]:
     """All questions, in the source's order.
 
     Args:
-        source: lists pictures with questions.
+        source: lists records with questions, or pictures with captions.
         quarantine: where records go that cannot be read, have no question, or whose picture cannot be decoded; None
             leaves them out (for counting answers, where nothing is measured on them).
         check_pictures: decode every picture once, so that a bad one is met here and not in the middle of generation.
+        ask: "captions" makes a request for a caption of every caption, of type 'caption'.
 
     Raises:
         UserError: from the quarantine, if bad records are too many.
@@ -53,7 +58,7 @@ def list_questions(
         if quarantine is not None:
             quarantine.met(source.name)
         try:
-            questions += _questions_of(source[index], check_pictures)
+            questions += _questions_of(source[index], check_pictures, ask)
         except (BadRecord, BadImage) as error:
             if quarantine is not None:
                 record_id = getattr(error, "record_id", "") or f"{source.name}[{index}]"
@@ -61,30 +66,51 @@ def list_questions(
     return questions
 
 
-def _questions_of(record: Mapping[str, Any], check_picture: bool) -> list[Question]:
-    entries = record.get("questions") or ()
+def _questions_of(record: Mapping[str, Any], check_picture: bool, ask: Ask) -> list[Question]:
+    entries = record.get("questions") or () if ask == "questions" else _requests(record)
     if not entries:
-        raise BadRecord("no question", record["id"])
-    if check_picture:
+        raise BadRecord(f"no {ask.removesuffix('s')}", record["id"])
+    image = record.get("image")
+    if check_picture and image is not None:
         try:
-            image_functions.decode(record["image"])
+            image_functions.decode(image)
         except BadImage as error:
             raise BadRecord(str(error), record["id"]) from None
+    return [Question(f"{record['id']}#{number}", record["id"], image, entry) for number, entry in enumerate(entries)]
+
+
+def _requests(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A question for every caption of a record: in its language, and always in the same words."""
     return [
-        Question(f"{record['id']}#{number}", record["id"], record["image"], entry)
-        for number, entry in enumerate(entries)
+        {
+            "question": REQUESTS[caption["language"]][0],
+            "answer": caption["text"],
+            "language": caption["language"],
+            "type": "caption",
+        }
+        for caption in record.get("captions") or ()
     ]
+
+
+def choose(questions: Sequence[Question], limit: int, seed: int) -> list[Question]:
+    """So many of the questions, drawn by the seed, in their order; all of them for 0."""
+    if not 0 < limit < len(questions):
+        return list(questions)
+    return [questions[i] for i in sorted(np.random.default_rng(seed).permutation(len(questions))[:limit])]
 
 
 def training_source(config: SourceConfig) -> SourceConfig | None:
     """The same source's training split, or None if it has no splits."""
-    if "split" not in {field.name for field in dataclasses.fields(config)}:
+    fields = {field.name for field in dataclasses.fields(config)}
+    if "split" not in fields:
         return None
-    changed: dict[str, Any] = {"split": "train"}
+    changed: dict[str, Any] = {"split": "train"} | ({"limit": 0} if "limit" in fields else {})
     return dataclasses.replace(config, **changed)
 
 
-def majority_answers(config: SourceConfig, questions: Sequence[Question]) -> dict[tuple[str, str], str]:
+def majority_answers(
+    config: SourceConfig, questions: Sequence[Question], ask: Ask = "questions"
+) -> dict[tuple[str, str], str]:
     """The most common answer to each kind of question: what can be said without looking at anything.
 
     It is counted in the source's training split, as a model would have to learn it; in the questions themselves only if
@@ -94,7 +120,7 @@ def majority_answers(config: SourceConfig, questions: Sequence[Question]) -> dic
         (language, type) -> answer, for every kind in `questions`; '' for one that training does not have.
     """
     training = training_source(config)
-    counted = questions if training is None else list_questions(open_source(training), check_pictures=False)
+    counted = questions if training is None else list_questions(open_source(training), check_pictures=False, ask=ask)
     counts: dict[tuple[str, str], collections.Counter[str]] = collections.defaultdict(collections.Counter)
     for question in counted:
         counts[question.kind][question.record["answer"]] += 1
@@ -113,7 +139,7 @@ def wrong_images(questions: Sequence[Question], seed: int) -> list[Image]:
     Raises:
         ValueError: if there are not at least two pictures.
     """
-    images = {question.picture: question.image for question in questions}
+    images = {question.picture: question.image for question in questions if question.image is not None}
     if len(images) < 2:
         raise ValueError("wrong_images: pictures can only be exchanged where there are two or more")
     order = [list(images)[i] for i in np.random.default_rng(seed).permutation(len(images))]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -32,6 +33,8 @@ class Answer:
     score: float
     controls: Mapping[str, tuple[str, float]] = dataclasses.field(default_factory=dict)
     """Name of a control -> (its answer, the score of that)."""
+    likelihood: Mapping[str, tuple[float, int]] = dataclasses.field(default_factory=dict)
+    """"model", or a control that has one -> (log-likelihood of the true answer in nats, tokens that it is over)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +47,10 @@ class TaskResult:
     controls: dict[str, Estimate]
     groups: dict[str, Estimate]
     answers: tuple[Answer, ...]
+    differences: dict[str, Estimate] = dataclasses.field(default_factory=dict)
+    """Of each control: score less that of the control, question by question."""
+    perplexity: dict[str, float] = dataclasses.field(default_factory=dict)
+    """"model", or a control -> exp(-log-likelihood a token) of the true answers, where it was measured."""
 
     def to_json(self) -> dict[str, Any]:
         """As it stands in eval.json."""
@@ -51,6 +58,8 @@ class TaskResult:
             "metric": self.metric,
             **self.score.to_json(),
             "controls": {name: estimate.score for name, estimate in self.controls.items()},
+            "differences": {name: estimate.to_json() for name, estimate in self.differences.items()},
+            **({"perplexity": self.perplexity} if self.perplexity else {}),
             "groups": {name: estimate.to_json() for name, estimate in self.groups.items()},
         }
 
@@ -64,9 +73,10 @@ def summarise(name: str, metric: str, answers: Sequence[Answer]) -> TaskResult:
     if not answers:
         raise UserError(f"task {name}: its source has no usable question; choose another source or split")
 
-    def estimate(chosen: Iterable[tuple[Answer, float]]) -> Estimate:
+    def estimate(chosen: Iterable[tuple[Answer, float]], lowest: float = 0.0) -> Estimate:
         pairs = list(chosen)
-        return clustered_mean([score for _, score in pairs], [answer.picture for answer, _ in pairs])
+        pictures = [answer.picture for answer, _ in pairs]
+        return clustered_mean([score for _, score in pairs], pictures, bounds=(lowest, 1.0))
 
     groups: dict[str, list[Answer]] = {}
     languages = {answer.language for answer in answers}
@@ -85,7 +95,16 @@ def summarise(name: str, metric: str, answers: Sequence[Answer]) -> TaskResult:
             group: estimate((answer, answer.score) for answer in members) for group, members in sorted(groups.items())
         },
         answers=tuple(answers),
+        differences={
+            control: estimate(((answer, answer.score - answer.controls[control][1]) for answer in answers), -1.0)
+            for control in answers[0].controls
+        },
+        perplexity={who: _perplexity([answer.likelihood[who] for answer in answers]) for who in answers[0].likelihood},
     )
+
+
+def _perplexity(likelihoods: Sequence[tuple[float, int]]) -> float:
+    return math.exp(-sum(value for value, _ in likelihoods) / sum(tokens for _, tokens in likelihoods))
 
 
 def groups_of(answer: Answer, several_languages: bool = False) -> list[str]:
@@ -164,7 +183,9 @@ def read_predictions(directory: epath.PathLike, task: str) -> list[Answer]:
         try:
             plain = json.loads(line)
             controls = {name: (str(text), float(score)) for name, (text, score) in plain.pop("controls").items()}
-            answers.append(Answer(**plain, controls=controls))
+            found = plain.pop("likelihood", {})
+            likelihood = {name: (float(value), int(tokens)) for name, (value, tokens) in found.items()}
+            answers.append(Answer(**plain, controls=controls, likelihood=likelihood))
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise UserError(f"{path}: line {number} is damaged ({error}); run `vlm eval` again") from None
     return answers

@@ -51,12 +51,18 @@ def run_suite(
                         engine,
                         controls=evaluation.controls,
                         seed=evaluation.seed,
+                        baseline=_engine(task.baseline, evaluation.rows) if task.baseline else None,
                         quarantine=quarantine,
                         progress=_Show(display),
                     )
                 )
     write_results(output, str(model.directory), results)
     return scores_table(results)
+
+
+def _engine(reference: str, rows: int) -> Engine:
+    model = load_model(reference)
+    return Engine(model.config, model.params, model.processor, rows)
 
 
 def _progress() -> Progress:
@@ -87,6 +93,11 @@ def scores_table(results: Sequence[TaskResult]) -> Table:
     for result in results:
         measured = (f"{result.controls[name].score:.1%}" if name in result.controls else "" for name in controls)
         table.add_row(result.name, *_figures(result.score), *measured)
+        for name, d in result.differences.items():
+            interval = f"{d.low:+.1%} to {d.high:+.1%}"
+            table.add_row(f"  above {name.replace('_', ' ')}", f"{d.score:+.2%}", interval, f"{d.n:,}", style="dim")
+        for name, value in result.perplexity.items():
+            table.add_row(f"  perplexity of true answers, {name}", f"{value:.2f}", "", style="dim")
         for name, estimate in result.groups.items():
             table.add_row(f"  {name}", *_figures(estimate), style="dim")
     return table

@@ -54,3 +54,9 @@ def test_a_record_without_a_question_is_bad(questions, reason):
 def test_a_negative_number_is_the_users_error():
     with pytest.raises(UserError, match="questions -1"):
         Instruct(questions=-1)
+
+
+def test_a_record_without_a_picture_is_text_only():
+    record = {"id": "r/2", "questions": QUESTIONS[:1]}
+    assert example(record).trunk == ()
+    assert example(record).branches == example(questions=0).branches[:1]

@@ -166,3 +166,18 @@ def test_what_is_not_there_is_the_users_error(data, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "easy_vqa", None)
     with pytest.raises(UserError, match="easy-vqa is not installed"):
         open_source(EasyVQA())
+
+
+@pytest.mark.parametrize("options", [{}, {"split": "test"}, {"pictures": "described"}])
+def test_a_limit_is_a_fixed_choice_of_pictures(options):
+    every = [record["id"] for record in records(**options)]
+    few, more = ([record["id"] for record in records(limit=limit, **options)] for limit in (20, 50))
+    assert (len(few), len(more)) == (20, 50)
+    assert set(few) < set(more) < set(every)
+    assert few == sorted(few, key=every.index) != every[:20]
+    assert records(limit=len(every) + 1, **options)[-1]["id"] == every[-1]
+
+
+def test_a_negative_limit_is_the_users_error():
+    with pytest.raises(UserError, match="limit is -1"):
+        records(limit=-1)

@@ -27,6 +27,14 @@ class Task:
     groups: Mapping[str, Estimate]
     answers: tuple[Answer, ...]
     """None of them where predictions/TASK.jsonl is missing or damaged."""
+    differences: Mapping[str, Estimate] = dataclasses.field(default_factory=dict)
+    """Score less that of a control, question by question."""
+    perplexity: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    """Of the true answers: "model", and "before" where a baseline was asked."""
+
+    def only(self, wanted: Callable[[Answer], bool]) -> "Task":
+        """The task with these of its answers."""
+        return dataclasses.replace(self, answers=tuple(answer for answer in self.answers if wanted(answer)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,6 +187,8 @@ def _task(name: str, plain: Mapping[str, Any]) -> Task:
         controls={control: float(score) for control, score in plain.get("controls", {}).items()},
         groups={group: _estimate(estimate) for group, estimate in plain.get("groups", {}).items()},
         answers=(),
+        differences={control: _estimate(estimate) for control, estimate in plain.get("differences", {}).items()},
+        perplexity={who: float(value) for who, value in plain.get("perplexity", {}).items()},
     )
 
 

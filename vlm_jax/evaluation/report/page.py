@@ -16,7 +16,7 @@ from etils import epath
 
 from vlm_jax.checkpoints import abstract_params
 from vlm_jax.errors import UserError
-from vlm_jax.evaluation.report.cards import Card, choose, commonest_mistakes, with_pictures
+from vlm_jax.evaluation.report.cards import CARDS, Card, choose, commonest_mistakes, with_pictures
 from vlm_jax.evaluation.report.contents import Contents, Task, read_contents
 from vlm_jax.evaluation.report.figures import StageFigures, parameters, stage_figures
 from vlm_jax.evaluation.report.plots import plots, throughput_plots
@@ -25,7 +25,7 @@ from vlm_jax.evaluation.statistics import Estimate
 from vlm_jax.models.vlm import VLM
 
 REPORT_FILE = "report.html"
-_CONTROLS = {"majority": "majority answer", "shuffled_image": "wrong picture"}
+_CONTROLS = {"majority": "majority answer", "shuffled_image": "wrong picture", "before": "before training"}
 _LANGUAGES = {"en": "English", "ru": "Russian"}
 _LISTED_RECORDS = 200
 
@@ -58,14 +58,20 @@ def write_report(workdir: epath.PathLike) -> epath.Path:
 def _render(contents: Contents) -> str:
     model = None if contents.experiment is None else abstract_params(VLM(contents.experiment.model))
     stages, counts = stage_figures(contents, model), parameters(model)
-    cards = with_pictures(choose(contents.tasks), contents)
+    questions = [task.only(lambda x: x.type != "caption" and "before" not in x.controls) for task in contents.tasks]
+    cards = with_pictures(choose(questions), contents)
+    captions = [
+        Card(task.name, answer) for task in contents.tasks for answer in task.answers if answer.type == "caption"
+    ]
     return _template().render(
         contents=contents,
         summary=_summary(stages, counts),
         facts=_facts(stages, counts),
         scores=[_score_rows(task) for task in contents.tasks],
         cards=cards,
-        cards_note=_cards_note(cards, contents.tasks),
+        cards_note=_cards_note(cards, questions),
+        captions=with_pictures(captions[:CARDS], contents),
+        before_and_after=[task for task in contents.tasks if "before" in task.controls and task.answers],
         mistakes=[
             (task, commonest_mistakes(task)) for task in contents.tasks if any(x.score <= 0 for x in task.answers)
         ],
@@ -218,6 +224,11 @@ def score_text(value: float, top: float) -> str:
     return f"{100 * value:.1f}" if top <= 1 else f"{value:,.1f}"
 
 
+def signed_text(value: float, top: float) -> str:
+    """A difference of scores, with its sign."""
+    return f"{100 * value:+.1f}" if top <= 1 else f"{value:+,.1f}"
+
+
 def short(count: float) -> str:
     """A count with three figures or so: 950, 42.1k, 1.05M, 8.03B."""
     for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
@@ -249,6 +260,8 @@ def _template() -> jinja2.Template:
     )
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     filters: dict[str, Any] = {"percent": percent, "short": short, "duration": duration, "figure": figure}
-    environment.filters.update(filters, score=score_text, control=lambda name: _CONTROLS.get(name, name))
+    environment.filters.update(
+        filters, score=score_text, signed=signed_text, control=lambda name: _CONTROLS.get(name, name)
+    )
     environment.filters["thousands"] = lambda count: f"{count:,}"
     return environment.get_template("page.html.j2")
