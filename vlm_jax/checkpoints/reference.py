@@ -126,8 +126,8 @@ def load_reference_processor(reference: str) -> Processor:
         tensors = GGUFTensors(Path(path))
         return load_processor_gguf(tensors, _config(tensors.config, reference))
     if is_huggingface(path) and has_tokenizer(Path(path)):
-        config = with_normalisation(_config(read_hf_config(Path(path)), reference), Path(path))
-        return load_processor_hf(Path(path), config)
+        normalised = with_normalisation(_config(read_hf_config(Path(path)), reference), Path(path))
+        return load_processor_hf(Path(path), require_whole(normalised, reference))
     if path.is_dir() and not is_huggingface(path):
         return load_processor(step_directory(str(path)) / "files" / "processor")
     raise UserError(f"{reference}: no tokenizer there; name a model that has one")
