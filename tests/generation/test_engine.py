@@ -164,6 +164,18 @@ def test_a_stream_joined_is_the_answer(engine, prompts, answers):
         assert "".join(engine.stream(prompts[0], max_new_tokens=8, sampler=sampler, seed=seed)) == whole
 
 
+@pytest.mark.parametrize("chunk", [8, 16])
+def test_prompts_read_in_chunks_get_the_same_answers(engine, prompts, answers, chunk, monkeypatch):
+    sizes = []
+    start = decoding.start
+    monkeypatch.setattr(decoding, "start", lambda *a: sizes.append((a[2], a[4].tokens.shape[1])) or start(*a))
+    chunked = dataclasses.replace(engine, prefill_chunk=chunk)
+    assert chunked.generate(prompts, max_new_tokens=NEW) == answers
+    assert any(length > size for size, length in sizes)
+    assert all(length % size == 0 for size, length in sizes)
+    assert max(size for size, _ in sizes) == chunk
+
+
 def test_what_cannot_be_answered_is_refused_in_one_line(mu, engine, prompts):
     with pytest.raises(UserError, match="max_new_tokens is 0: give at least 1"):
         engine.generate(prompts, max_new_tokens=0)

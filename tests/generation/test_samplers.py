@@ -11,11 +11,12 @@ from vlm_jax.generation.samplers import restrict, settings_of
 
 # Sixteenths, so that ties come often and are exact.
 logits_rows = st.lists(st.integers(-128, 128).map(lambda n: n / 16), min_size=6, max_size=6)
+restricted = jax.jit(restrict)
 shared = settings(max_examples=40, deadline=None)
 
 
 def allowed(sampler, row):
-    return np.isfinite(np.asarray(restrict(jnp.asarray([row], jnp.float32), settings_of([sampler])))[0])
+    return np.isfinite(np.asarray(restricted(jnp.asarray([row], jnp.float32), settings_of([sampler])))[0])
 
 
 @shared
@@ -41,7 +42,7 @@ def test_top_p_keeps_the_smallest_most_likely_set_with_that_mass(row, p, tempera
 @shared
 @given(logits_rows)
 def test_without_limits_every_token_may_come_and_temperature_divides(row):
-    found = np.asarray(restrict(jnp.asarray([row], jnp.float32), settings_of([Sampler(0.5)])))[0]
+    found = np.asarray(restricted(jnp.asarray([row], jnp.float32), settings_of([Sampler(0.5)])))[0]
     np.testing.assert_allclose(found, (np.array(row) - max(row)) / 0.5, atol=1e-4)
 
 

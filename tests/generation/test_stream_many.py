@@ -91,7 +91,7 @@ def test_samples_share_the_prefill(engine, prompts, monkeypatch):
     monkeypatch.setattr(
         decoding,
         "start",
-        lambda *a: shapes.append((a[3].tokens.shape[0], None if a[4] is None else len(a[4]))) or start(*a),
+        lambda *a: shapes.append((a[4].tokens.shape[0], None if a[5] is None else len(a[5]))) or start(*a),
     )
     engine.sample([Request(prompts[1], 2, samples=4)])
     engine.generate([prompts[1]], max_new_tokens=2)

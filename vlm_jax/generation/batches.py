@@ -1,9 +1,11 @@
 """From rendered prompts to padded batches whose shapes are few, so that compilations are few too."""
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int32
 
 from data_pipelines.examples import Image
 from data_pipelines.packing import Planes
@@ -31,34 +33,69 @@ def capacity_bucket(max_new_tokens: int) -> int:
     return max(8, power_bucket(max_new_tokens))
 
 
+def chunk_size(prompts: Sequence[Rendered], chunk: int) -> int:
+    """Positions to read at a time: `chunk`, or more where a block (tokens that see each other) is longer."""
+    return max(chunk, *(length_bucket(int(np.bincount(prompt.block_ids)[1:].max(initial=0))) for prompt in prompts))
+
+
+def chunk_slots(prompt: Rendered, chunk: int) -> Int32[np.ndarray, " L"]:
+    """The slot of each position, so that no block goes past the end of a chunk: some slots stay empty before it.
+
+    With chunk = 4, for a prompt t v v v v t (v a block): slots 0 4 5 6 7 8.
+    """
+    blocks = prompt.block_ids
+    begins = np.flatnonzero(np.diff(blocks, prepend=-1))
+    shifts = np.zeros(prompt.length, np.int32)
+    shift = 0
+    for begin, end in zip(begins.tolist(), [*begins.tolist()[1:], prompt.length], strict=True):
+        place = (begin + shift) % chunk
+        if blocks[begin] and place + end - begin > chunk:
+            shift += chunk - place
+        shifts[begin:end] = shift
+    return np.arange(prompt.length, dtype=np.int32) + shifts
+
+
 def prompt_batch(
-    prompts: Sequence[Rendered], slots: Sequence[Sequence[int]], rows: int, length: int, pad_id: int, prompt_tokens: int
+    prompts: Sequence[Rendered],
+    slots: Sequence[Sequence[int]],
+    rows: int,
+    pad_id: int,
+    prompt_tokens: int,
+    chunk: int = 0,
 ) -> tuple[Batch, np.ndarray]:
     """One prompt a row, padded at the end; the rows that are left over are padding throughout.
 
     Args:
-        prompts: at most `rows` of them, none longer than `length`.
+        prompts: at most `rows` of them.
         slots: for each prompt, the numbers of its pictures in a table of encoded pictures.
-        rows, length: B and S.
+        rows: B.
         pad_id: the tokenizer's.
         prompt_tokens: N, visual tokens a picture.
+        chunk: if positive, prompts are laid out as `chunk_slots` says, and S is a multiple of it.
 
     Returns:
-        The batch without its pictures; and int32[B, I], which entry of the table each image slot shows (0 where it is
-        unused, which image_ids says too). I is 0 for text only.
+        The batch without its pictures, S being a bucket of the longest prompt; and int32[B, I], which entry of the
+        table each image slot shows (0 where it is unused, which image_ids says too). I is 0 for text only.
     """
+    places = [chunk_slots(prompt, chunk) if chunk else np.arange(prompt.length) for prompt in prompts]
+    length = length_bucket(max(int(place[-1]) + 1 for place in places))
+    length = -(-length // chunk) * chunk if chunk else length
     planes = Planes.empty(rows, length, pad_id)
-    for row, prompt in enumerate(prompts):
-        planes.write(row, [prompt], prompt_tokens)
+    for row, (prompt, place) in enumerate(zip(prompts, places, strict=True)):
+        together = Planes.empty(1, prompt.length, pad_id)
+        together.write(0, [prompt], prompt_tokens)
+        for field in dataclasses.fields(Planes):
+            getattr(planes, field.name)[row, place] = getattr(together, field.name)[0]
     count = power_bucket(max((len(row) for row in slots), default=0))
     entries, image_ids = np.zeros((rows, count), np.int32), np.zeros((rows, count), np.int32)
     for row, numbers in enumerate(slots):
         entries[row, : len(numbers)] = numbers
         image_ids[row, : len(numbers)] = np.arange(1, len(numbers) + 1)
+    targets, loss_weights = planes.shifted()
     fields: dict[str, Any] = {
         "tokens": planes.tokens,
-        "targets": np.zeros_like(planes.tokens),
-        "loss_weights": np.zeros_like(planes.loss),
+        "targets": targets,
+        "loss_weights": loss_weights,
         "segment_ids": planes.segment_ids,
         "branch_ids": planes.branch_ids,
         "block_ids": planes.block_ids,

@@ -79,10 +79,11 @@ def gather(table: Float[Array, "M P D"], entries: Int[Array, "B I"]) -> Float[Ar
     return table[entries]
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def start(
     config: VLMConfig,
     capacity: int,
+    chunk: int,
     params: Params,
     batch: Batch,
     spread: Int[Array, " B"] | None,
@@ -93,6 +94,8 @@ def start(
     Args:
         config: of the model.
         capacity: room for new tokens, at least the largest of `controls.max_new_tokens`.
+        chunk: prompts are read so many positions at a time, if they are longer; S is then a multiple of it, and no
+            block goes past the end of its chunk.
         params: of the model.
         batch: Q prompts, one a row, padded at the end; with `features` if it has pictures.
         spread: which prompt each of B rows continues; None if each of Q continues its own.
@@ -101,13 +104,12 @@ def start(
     Returns:
         The rows' state, and their new tokens: the first one, then pad tokens.
     """
-    length = batch.tokens.shape[1]
-    real = batch.segment_ids != 0
-    last = jnp.maximum(real.sum(1) - 1, 0)
-    filled: Any = VLM(config).apply({"params": params}, batch, length + capacity, method="prefill")
-    hidden, cache = filled
-    final = jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
-    position = jnp.take_along_axis(batch.positions, last[:, None], axis=1)[:, 0] + 1
+    real = jnp.asarray(batch.segment_ids) != 0
+    length = real.shape[1]
+    # Prompts may have padding between their tokens too, where a block had to begin a chunk.
+    last = jnp.maximum((jnp.arange(length) * real).max(1), 0)
+    final, cache = _prefill(config, capacity, chunk, params, batch, last)
+    position = jnp.take_along_axis(jnp.asarray(batch.positions), last[:, None], axis=1)[:, 0] + 1
     padding = ~real.any(1)
     if spread is not None:
         final, position, padding = final[spread], position[spread], padding[spread]
@@ -121,6 +123,32 @@ def start(
     token, ended = _choose(config, params, final, keys, count, padding, controls)
     tokens = jnp.full((token.shape[0], capacity), controls.vocabulary.pad_id, jnp.int32).at[:, 0].set(token)
     return Decoding(token, position, ended, cache, keys, count), tokens
+
+
+def _prefill(
+    config: VLMConfig, capacity: int, chunk: int, params: Params, batch: Batch, last: Int[Array, " Q"]
+) -> tuple[Float[Array, "Q D"], KeyValueCache]:
+    """Hidden state of each prompt's last token, and the cache."""
+    rows, length = batch.tokens.shape
+    model, variables = VLM(config), {"params": params}
+    x: Any = model.apply(variables, batch, method="embed")
+    cache: Any = model.apply(variables, rows, length + capacity, method="empty_cache")
+    size = chunk if length > chunk else length
+
+    def part(number: Array | int, state: tuple[Array, KeyValueCache]) -> tuple[Array, KeyValueCache]:
+        final, cache = state
+        piece = jax.lax.dynamic_slice_in_dim(x, number * size, size, axis=1)
+        read: Any = model.apply(variables, piece, batch, number * size, cache, method="prefill_part")
+        hidden, cache = read
+        within = jnp.clip(last - number * size, 0, size - 1)
+        found = jnp.take_along_axis(hidden, within[:, None, None], axis=1)[:, 0]
+        return jnp.where((last // size == number)[:, None], found, final), cache
+
+    state = (jnp.zeros((rows, x.shape[-1]), x.dtype), cache)
+    if size == length:
+        return part(0, state)
+    # What is padding in all rows is not read.
+    return jax.lax.fori_loop(0, last.max() // size + 1, part, state)
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=2)

@@ -8,21 +8,29 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from data_pipelines.examples import Example, Image
+from data_pipelines.examples import Example, Image, Text
 from data_pipelines.template import Processor, Rendered
+from vlm_jax.batch import Batch
 from vlm_jax.errors import UserError
 from vlm_jax.generation import decoding
-from vlm_jax.generation.batches import by_pictures, length_bucket, parts, power_bucket, prompt_batch
-from vlm_jax.generation.requests import Piece, Request
+from vlm_jax.generation.batches import by_pictures, chunk_size, parts, power_bucket, prompt_batch
+from vlm_jax.generation.requests import Piece, Request, Score
 from vlm_jax.generation.running import Row, Running, answer_of
 from vlm_jax.generation.samplers import Sampler
+from vlm_jax.generation.scoring import score_rows
 from vlm_jax.models.vlm import VLMConfig
 
 Progress = Callable[[int, int], None]
 """Called with (prompts answered, prompts in all)."""
 
+Pictures = tuple[dict[Image, int], Float[Array, "M P D"] | None]
+"""Places of pictures in a table of their features, and the table; None where there is no picture."""
+
 _ENCODED_TOGETHER = 64
 _STEPS_BETWEEN_STOPS = 8
+_SHORT_ROW = 256
+_TURN_TOKENS = 4
+"""About as many as open and close an answer's turn."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -43,6 +51,8 @@ class Engine:
     """Answers that are decoded together."""
     pictures: int = 1024
     """Distinct pictures whose features are kept at the same time: P * D numbers of the compute dtype each."""
+    prefill_chunk: int = 512
+    """Longer prompts are read so many positions at a time, which bounds the memory of their activations."""
 
     def __post_init__(self) -> None:
         tokens, vocabulary = self.processor.tokenizer.vocabulary_size, self.config.decoder.vocabulary_size
@@ -160,6 +170,41 @@ class Engine:
         running = self._running(list(range(len(requests))), requests, rendered, self._encode(_pictures(rendered)))
         return dataclasses.replace(running, same_draws=True).pieces(1, cancelled)
 
+    def score(self, prompts: Sequence[Example], answers: Sequence[Sequence[str]]) -> list[list[Score]]:
+        """How likely given answers are: for classification, multiple choice, and whether a model knows something.
+
+        The answers to a prompt are branches of one row: they share the reading of the prompt and do not see each other.
+
+        Args:
+            prompts: examples that end with the user's turn.
+            answers: for every prompt the answers to score, each a whole turn.
+
+        Raises:
+            ValueError: if there are not as many entries of answers as prompts.
+            UserError: if prompt and answer do not fit into the model's context.
+            BadImage: if a picture cannot be decoded.
+        """
+        if len(answers) != len(prompts):
+            raise ValueError(f"score: {len(prompts)} prompts but {len(answers)} entries of answers; give one a prompt")
+        found: list[list[Score | None]] = [[None] * len(given) for given in answers]
+        owners: list[tuple[int, list[int]]] = []
+        rendered: list[Rendered] = []
+        for number, (prompt, given) in enumerate(zip(prompts, answers, strict=True)):
+            for group in self._answers_of_a_row(prompt, given):
+                turns = tuple((Text(given[place], loss=True, role="assistant"),) for place in group)
+                rendered.append(self._fitting(self.processor.render(Example(prompt.trunk, turns, id=prompt.id))))
+                owners.append((number, group))
+        for numbers in by_pictures(rendered, self.pictures):
+            table = self._encode(_pictures([rendered[number] for number in numbers]))
+            for part in parts(numbers, rendered, self.rows):
+                batch = self._batch([rendered[number] for number in part], table)
+                size = self.processor.tokenizer.vocabulary_size
+                for row, scores in zip(part, score_rows(self.config, self.params, batch, size), strict=False):
+                    number, group = owners[row]
+                    for place, score in zip(group, scores, strict=True):
+                        found[number][place] = score
+        return [[score for score in row if score is not None] for row in found]
+
     def check(self, request: Request) -> None:
         """Whether the request can be answered.
 
@@ -188,7 +233,7 @@ class Engine:
 
     def _rendered(self, request: Request) -> Rendered:
         rendered = self.render(request.prompt)
-        context = getattr(self.config.decoder, "context", 0)
+        context = self.config.decoder.context
         if context and rendered.length >= context:
             raise UserError(
                 f"the prompt has {rendered.length} tokens, but the model's context is {context}, of which the answer "
@@ -196,8 +241,33 @@ class Engine:
             )
         return rendered
 
+    def _fitting(self, rendered: Rendered) -> Rendered:
+        context, length = self.config.decoder.context, int(np.ptp(rendered.positions)) + 1
+        if context and length > context:
+            raise UserError(
+                f"prompt {rendered.id} and its answer have {length} tokens, but the model's context is {context}; "
+                "shorten them"
+            )
+        return rendered
+
+    def _answers_of_a_row(self, prompt: Example, answers: Sequence[str]) -> Iterator[list[int]]:
+        """Places of answers in groups that stand in one row: together no longer than the prompt, or a short row."""
+        if not answers:
+            return
+        room = max(self.render(prompt).length, _SHORT_ROW)
+        group: list[int] = []
+        used = 0
+        for place, answer in enumerate(answers):
+            length = len(self.processor.tokenizer.encode(answer)) + _TURN_TOKENS
+            if group and used + length > room:
+                yield group
+                group, used = [], 0
+            group.append(place)
+            used += length
+        yield group
+
     def _room(self, request: Request, rendered: Rendered) -> int:
-        context = getattr(self.config.decoder, "context", 0)
+        context = self.config.decoder.context
         return min(request.max_new_tokens, context - rendered.length) if context else request.max_new_tokens
 
     def _batches(self, requests: Sequence[Request]) -> Iterator[Running]:
@@ -214,28 +284,34 @@ class Engine:
         numbers: Sequence[int],
         requests: Sequence[Request],
         rendered: Sequence[Rendered],
-        table: tuple[dict[Image, int], Float[Array, "M P D"] | None],
+        table: Pictures,
     ) -> Running:
-        places, features = table
         chosen = [rendered[number] for number in numbers]
-        slots = [[places[image] for image in prompt.images] for prompt in chosen]
         rows = [
             Row(requests[number], number, sample, prompt, self._room(requests[number], rendered[number]))
             for prompt, number in enumerate(numbers)
             for sample in range(requests[number].samples)
         ]
+        long = max(prompt.length for prompt in chosen) > self.prefill_chunk
+        chunk = chunk_size(chosen, self.prefill_chunk) if long else 0
+        batch = self._batch(chosen, table, chunk)
         tokenizer = self.processor.tokenizer
-        length = length_bucket(max(prompt.length for prompt in chosen))
-        prompts, size = (self._padded(count) for count in (len(chosen), len(rows)))
-        batch, entries = prompt_batch(chosen, slots, prompts, length, tokenizer.pad_id, self.config.prompt_tokens)
-        if features is not None and entries.size:
-            batch = dataclasses.replace(batch, features=decoding.gather(features, entries))
-        return Running(self.config, self.params, tokenizer, batch, rows, size)
+        return Running(self.config, self.params, tokenizer, batch, rows, self._padded(len(rows)), chunk)
+
+    def _batch(self, prompts: Sequence[Rendered], table: Pictures, chunk: int = 0) -> Batch:
+        places, features = table
+        slots = [[places[image] for image in prompt.images] for prompt in prompts]
+        pad_id = self.processor.tokenizer.pad_id
+        rows = self._padded(len(prompts))
+        batch, entries = prompt_batch(prompts, slots, rows, pad_id, self.config.prompt_tokens, chunk)
+        if features is None or not entries.size:
+            return batch
+        return dataclasses.replace(batch, features=decoding.gather(features, entries))
 
     def _padded(self, rows: int) -> int:
         return min(power_bucket(rows), max(self.rows, rows))
 
-    def _encode(self, images: Sequence[Image]) -> tuple[dict[Image, int], Float[Array, "M P D"] | None]:
+    def _encode(self, images: Sequence[Image]) -> Pictures:
         """Places of pictures in a table of their features; its M entries are a power of two. None without pictures."""
         places = {image: place for place, image in enumerate(images)}
         if not images:

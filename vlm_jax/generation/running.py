@@ -54,6 +54,8 @@ class Running:
     rows: Sequence[Row]
     size: int
     """B, rows with padding."""
+    chunk: int = 0
+    """Prompts are read so many positions at a time; 0 = at once."""
     same_draws: bool = False
     """Draws depend on the seed and the sample only, not on the row's number."""
 
@@ -107,7 +109,8 @@ class Running:
         if continued != list(range(len(continued))) or self.size != self.batch.tokens.shape[0]:
             spread = np.zeros(self.size, np.int32)
             spread[: len(continued)] = continued
-        return decoding.start(self.config, capacity_bucket(self._room), self.params, self.batch, spread, controls)
+        capacity, chunk = capacity_bucket(self._room), self.chunk or self.batch.tokens.shape[1]
+        return decoding.start(self.config, capacity, chunk, self.params, self.batch, spread, controls)
 
     def _controls(self) -> decoding.Controls:
         tokenizer, rows = self.tokenizer, self.rows

@@ -135,13 +135,36 @@ class VLM(nn.Module):
 
     def prefill(self, batch: Batch, length: int) -> tuple[Float[Array, "B S D"], KeyValueCache]:
         """Runs prompts and keeps their keys and values in a new cache of `length` slots, length >= S."""
-        rows, prompt = batch.tokens.shape
-        cache = self.decoder.empty_cache(rows, length).append(batch.positions, batch.segment_ids != 0)
-        widen = ((0, 0), (0, 0), (0, length - prompt))
-        masks = tuple(jnp.pad(mask, widen) for mask in self._masks(batch))
-        hidden, filled = self.decoder(self.embed(batch), batch.positions, masks, cache)
+        rows = batch.tokens.shape[0]
+        return self.prefill_part(self.embed(batch), batch, 0, self.empty_cache(rows, length))
+
+    def prefill_part(
+        self, x: Float[Array, "B C D"], batch: Batch, start: int | Int[Array, ""], cache: KeyValueCache
+    ) -> tuple[Float[Array, "B C D"], KeyValueCache]:
+        """Runs C positions of prompts from `start` on; the cache holds all before. No block may go past its part.
+
+        Args:
+            x: embeddings of these positions, a slice of `embed(batch)`.
+            batch: whole prompts.
+            start: a multiple of C.
+            cache: with at least S slots, of which `start` are used.
+        """
+        count, length = x.shape[1], batch.tokens.shape[1]
+        widen = ((0, 0), (0, 0), (0, cache.length - length))
+        pattern = self.config.decoder.pattern
+        masks = tuple(jnp.pad(reference_mask(batch, block.window, start, count), widen) for block in pattern)
+
+        def part(plane: Array) -> Array:
+            return jax.lax.dynamic_slice_in_dim(jnp.asarray(plane), start, count, axis=1)
+
+        positions = part(batch.positions)
+        hidden, filled = self.decoder(x, positions, masks, cache.append(positions, part(batch.segment_ids) != 0))
         assert filled is not None
         return hidden, filled
+
+    def empty_cache(self, rows: int, length: int) -> KeyValueCache:
+        """See `Decoder.empty_cache`."""
+        return self.decoder.empty_cache(rows, length)
 
     def step(
         self,
