@@ -59,8 +59,8 @@ def load_rows(
             progress(done, total)
         return row.form.to_ours(array if row.part is None else row.part.of(array))
 
-    # The largest come first, while there is room for a second copy of them.
-    order = sorted(flat, key=lambda name: -math.prod(flat[name].shape))
+    # Large tensors come first, while there is room for a second copy of them.
+    order = sorted(flat, key=lambda name: -max(_bytes(tensors, row.theirs) for row in by_leaf[name]))
     loaded = {name: _fill(by_leaf[name], flat[name], read) for name in order}
     return traverse_util.unflatten_dict({name: loaded[name] for name in flat}, sep="/")
 
