@@ -3,8 +3,10 @@ import numpy as np
 import pytest
 
 from data_pipelines.examples import Example, Image, Text
-from data_pipelines.images import BadImage, decode
-from vlm_jax.generation import Chat, Engine, as_image, generate, question
+from data_pipelines.images import BadImage, ImagePreprocessing, decode
+from data_pipelines.template import Processor, TemplateConfig
+from vlm_jax.generation import Chat, Engine, Sampler, as_image, generate, question
+from vlm_jax.models.vlm import VLMConfig
 
 PIXELS = np.random.default_rng(7).integers(0, 256, (20, 30, 3), np.uint8)
 
@@ -35,6 +37,17 @@ def test_generate_answers_questions_about_their_pictures(mu):
     assert len(set(seen)) > 1
 
 
+def test_generate_takes_a_decoder_alone(mu):
+    processor = Processor(mu.tokenizer, TemplateConfig(), ImagePreprocessing(), (0, 0), 0)
+    engine = Engine(VLMConfig(mu.config.decoder), {"decoder": mu.params["decoder"]}, processor)
+    text = engine.generate([question("no")], max_new_tokens=5)[0]
+    config, params = mu.config.decoder, mu.params["decoder"]
+    assert generate(config, params, mu.tokenizer, ["no"], max_new_tokens=5) == [text]
+    assert len(text) > 1
+    stopped = generate(config, params, mu.tokenizer, ["no"], max_new_tokens=5, stop=[text[1:2]])
+    assert stopped == [text[: text.index(text[1])]]
+
+
 def test_generate_refuses_what_does_not_fit(mu):
     with pytest.raises(ValueError, match="2 prompts but 1 entries of images"):
         generate(mu.config, mu.params, mu.tokenizer, ["a", "b"], [[PIXELS]])
@@ -54,3 +67,13 @@ def test_a_chat_remembers_what_was_said(mu):
     asked = (as_image(PIXELS), Text("What shape is shown?", role="user"), Text(first, role="assistant"))
     assert engine.generate([Example((*asked, Text("да", role="user")))], max_new_tokens=4) == [second]
     assert chat.segments == (*asked, Text("да", role="user"), Text(second, role="assistant"))
+
+
+def test_samples_of_a_turn_leave_the_dialogue_as_it_is(mu):
+    chat = Chat(Engine(mu.config, mu.params, mu.processor), max_new_tokens=4, sampler=Sampler(2.0))
+    texts = ["", "", ""]
+    for piece in chat.pieces("no", [PIXELS], samples=3):
+        texts[piece.sample] += piece.text
+    assert len(set(texts)) > 1
+    assert chat.segments == ()
+    assert chat.ask("no", [PIXELS]) == texts[0]

@@ -47,3 +47,13 @@ def listed_overrides(arguments: argparse.Namespace) -> bool:
     for name, value in field_names(experiment_of(arguments)).items():
         print(f"--{name.replace('_', '-')} {value!r}")
     return True
+
+
+def add_compile_cache(parser: argparse.ArgumentParser) -> None:
+    """--compile-cache; `generation.keep_compiled` takes it."""
+    parser.add_argument(
+        "--compile-cache",
+        metavar="DIR",
+        help="where compiled programs are kept between runs; none = nowhere "
+        "(the variable JAX_COMPILATION_CACHE_DIR, or ~/.cache/vlm-jax)",
+    )

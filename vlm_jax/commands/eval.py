@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from vlm_jax.commands.common import add_command, add_experiment, experiment_of, listed_overrides
+from vlm_jax.commands.common import add_command, add_compile_cache, add_experiment, experiment_of, listed_overrides
 from vlm_jax.errors import UserError
 
 _DESCRIPTION = """The model writes an answer to every question of every task; answers are scored with a 95% interval,
@@ -22,6 +22,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--model", metavar="REF", help="model to evaluate instead: a workdir or a step directory")
     parser.add_argument("--tasks", metavar="NAME", nargs="+", help="only these tasks of the experiment")
     parser.add_argument("--output", metavar="DIR", help="where results go; by default the workdir")
+    add_compile_cache(parser)
     parser.set_defaults(run=run)
 
 
@@ -41,6 +42,8 @@ def run(arguments: argparse.Namespace) -> None:
 
     from vlm_jax.evaluation.report import write_report
     from vlm_jax.evaluation.suite import run_suite
+    from vlm_jax.generation import keep_compiled
 
+    keep_compiled(arguments.compile_cache)
     rich.print(run_suite(experiment, reference, output, arguments.tasks))
     print(write_report(output))

@@ -6,7 +6,7 @@ import re
 import sys
 from typing import Any
 
-from vlm_jax.commands.common import add_command
+from vlm_jax.commands.common import add_command, add_compile_cache
 from vlm_jax.errors import UserError
 from vlm_jax.serving.config import ServingConfig
 
@@ -60,6 +60,7 @@ def add_parser(subparsers: Any) -> None:
     for option, (field, type_, placeholder, what) in _LIMITS.items():
         default = getattr(ServingConfig, field) / _UNITS.get(field, 1)
         parser.add_argument(f"--{option}", type=type_, metavar=placeholder, help=f"{what} ({default:g})")
+    add_compile_cache(parser)
     parser.set_defaults(run=run)
 
 
@@ -80,8 +81,9 @@ def run(arguments: argparse.Namespace) -> None:
     name = arguments.name or _name_of(arguments.model)
 
     from vlm_jax.checkpoints.reference import load_model
-    from vlm_jax.generation import Engine
+    from vlm_jax.generation import Engine, keep_compiled
 
+    keep_compiled(arguments.compile_cache)
     model = load_model(arguments.model)
     service = Service(Engine(model.config, model.params, model.processor, config.rows), name, config)
     service.warm_up()

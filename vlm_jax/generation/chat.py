@@ -1,5 +1,6 @@
 """The chat interface: what other programs need of a model, and nothing about how it works."""
 
+import dataclasses
 import os
 from collections.abc import Iterator, Sequence
 
@@ -8,11 +9,13 @@ from jaxtyping import UInt8
 
 from data_pipelines.examples import Example, Image, Segment, Text
 from data_pipelines.images import ImagePreprocessing
-from data_pipelines.template import Processor, TemplateConfig
+from data_pipelines.template import Processor, Template, TemplateConfig
 from data_pipelines.tokenizers import Tokenizer
 from vlm_jax.generation.decoding import Params
 from vlm_jax.generation.engine import Engine
+from vlm_jax.generation.requests import Piece, Request
 from vlm_jax.generation.samplers import Sampler
+from vlm_jax.models.decoder import DecoderConfig
 from vlm_jax.models.vlm import VLMConfig
 
 Picture = Image | str | os.PathLike[str] | bytes | UInt8[np.ndarray, "h w 3"]
@@ -44,7 +47,7 @@ def as_image(picture: Picture) -> Image:
 
 
 def generate(
-    config: VLMConfig,
+    config: VLMConfig | DecoderConfig,
     params: Params,
     tokenizer: Tokenizer,
     prompts: Sequence[str],
@@ -53,7 +56,8 @@ def generate(
     sampler: Sampler = Sampler(),
     *,
     seed: int = 0,
-    template: TemplateConfig = TemplateConfig(),
+    stop: Sequence[str] = (),
+    template: Template = TemplateConfig(),
     preprocessing: ImagePreprocessing = ImagePreprocessing(),
     processor: Processor | None = None,
     rows: int = 64,
@@ -61,13 +65,14 @@ def generate(
     """Answers questions, each about its own pictures or about none.
 
     Args:
-        config, params: the model, with plain nested dicts of parameters.
+        config, params: the model, with plain nested dicts of parameters; a decoder's alone too.
         tokenizer: the one that it was trained with.
         prompts: questions, each one user's turn.
         images: for every prompt its pictures, in order, or None; None = no pictures at all.
         max_new_tokens: length of an answer in tokens, at most.
         sampler: how tokens are chosen; greedy unless told otherwise.
         seed: of the draws, where the sampler draws.
+        stop: an answer ends before the first of these strings.
         template, preprocessing: as in training; read where no processor is given.
         processor: what a checkpoint keeps; replaces tokenizer, template and preprocessing.
         rows: prompts that are decoded together.
@@ -80,6 +85,8 @@ def generate(
         UserError: if there is a picture and the model has no image encoder, or the tokenizer is not the model's.
         BadImage: if a picture cannot be decoded.
     """
+    if isinstance(config, DecoderConfig):
+        config, params = VLMConfig(config), {"decoder": params}
     if processor is None:
         processor = Processor(tokenizer, template, preprocessing, config.image_size, config.prompt_tokens)
     pictures = [None] * len(prompts) if images is None else images
@@ -87,8 +94,11 @@ def generate(
         raise ValueError(f"generate: {len(prompts)} prompts but {len(pictures)} entries of images; give one a prompt")
     examples = [question(text, shown or ()) for text, shown in zip(prompts, pictures, strict=True)]
     return Engine(config, params, processor, rows).generate(
-        examples, max_new_tokens=max_new_tokens, sampler=sampler, seed=seed
+        examples, max_new_tokens=max_new_tokens, sampler=sampler, seed=seed, stop=stop
     )
+
+
+_NO_PROMPT = Example(trunk=(Text("", role="user"),))
 
 
 class Chat:
@@ -100,10 +110,16 @@ class Chat:
     """
 
     def __init__(
-        self, engine: Engine, *, max_new_tokens: int = 64, sampler: Sampler = Sampler(), seed: int = 0
+        self,
+        engine: Engine,
+        *,
+        max_new_tokens: int = 64,
+        sampler: Sampler = Sampler(),
+        seed: int = 0,
+        stop: Sequence[str] = (),
     ) -> None:
         self._engine = engine
-        self._max_new_tokens, self._sampler, self._seed = max_new_tokens, sampler, seed
+        self._request = Request(_NO_PROMPT, max_new_tokens, sampler, seed, tuple(stop))
         self.segments: tuple[Segment, ...] = ()
         """The dialogue so far."""
 
@@ -113,11 +129,14 @@ class Chat:
 
     def stream(self, text: str, images: Sequence[Picture] = ()) -> Iterator[str]:
         """The same, piece by piece; the turn becomes part of the dialogue when the answer has been read to its end."""
-        asked = (*self.segments, *question(text, images).trunk)
         answer = ""
-        for piece in self._engine.stream(
-            Example(trunk=asked), max_new_tokens=self._max_new_tokens, sampler=self._sampler, seed=self._seed
-        ):
-            answer += piece
-            yield piece
-        self.segments = (*asked, Text(answer, role="assistant"))
+        for piece in self.pieces(text, images):
+            answer += piece.text
+            if piece.text:
+                yield piece.text
+        self.segments = (*self.segments, *question(text, images).trunk, Text(answer, role="assistant"))
+
+    def pieces(self, text: str, images: Sequence[Picture] = (), samples: int = 1) -> Iterator[Piece]:
+        """Pieces of several answers to what would be the next turn; the dialogue stays as it is."""
+        asked = Example(trunk=(*self.segments, *question(text, images).trunk))
+        return self._engine.stream_many([dataclasses.replace(self._request, prompt=asked, samples=samples)])
