@@ -1,4 +1,4 @@
-"""The whole of smol_vlm at toy size: real files of pre-trained parts, cached features, two stages, evaluation, report."""
+"""The whole of smol_vlm at toy size: files of pre-trained parts, cached features, two stages, evaluation, report."""
 
 import dataclasses
 import json
@@ -12,7 +12,7 @@ import tiny_parts
 
 from data_pipelines.kinds import Captions, Instruct
 from data_pipelines.mixture import DataConfig, MixtureEntry
-from data_pipelines.sources import EasyVQA, TextQuestion, TextQuestions
+from data_pipelines.sources import EasyVQA, TextQuestion, TextQuestions, open_source
 from data_pipelines.template import ChatTemplate, load_processor
 from vlm_jax import cli
 from vlm_jax.checkpoints.reference import load_model
@@ -177,11 +177,8 @@ def test_the_report_shows_language_before_and_after_captions_and_notes(done):
         assert part in page
 
 
-def test_it_chats_about_pictures_and_without(done, tmp_path, capsys):
-    picture = EasyVQA("test", limit=1)
-    from data_pipelines.sources import open_source
-
-    path = open_source(picture)[0]["image"].path
+def test_it_chats_about_pictures_and_without(done, capsys):
+    path = open_source(EasyVQA("test", limit=1))[0]["image"].path
     asked = ["generate", "--model", str(done), "--prompt", "What is it?", "--max-new-tokens", "3"]
     assert cli.run([*asked, "--image", path, "--prompt", "And now?"]) == 0
     assert cli.run(asked) == 0
