@@ -19,7 +19,7 @@ def add_parser(subparsers: Any) -> None:
     parser = add_command(subparsers, "eval", "Let a model answer the experiment's test questions.", _DESCRIPTION, True)
     add_experiment(parser)
     parser.add_argument("--workdir", metavar="DIR", help="workdir of the run: its newest checkpoint is evaluated")
-    parser.add_argument("--model", metavar="REF", help="model to evaluate instead: a workdir or a step directory")
+    parser.add_argument("--model", metavar="REF", help="model to evaluate instead of the workdir's")
     parser.add_argument("--tasks", metavar="NAME", nargs="+", help="only these tasks of the experiment")
     parser.add_argument("--output", metavar="DIR", help="where results go; by default the workdir")
     add_compile_cache(parser)
