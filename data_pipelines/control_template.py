@@ -17,9 +17,12 @@ from vlm_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class TemplateConfig:
-    """bidirectional_images: the visual tokens of one picture see each other in both directions."""
+    """bidirectional_images: the visual tokens of one picture see each other in both directions.
 
-    bidirectional_images: bool = True
+    Left off, a model trained here can be exported as LLaVA or Idefics 3, which read pictures as they read text.
+    """
+
+    bidirectional_images: bool = False
 
 
 class _TurnWriter(Writer):

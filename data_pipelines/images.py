@@ -44,14 +44,15 @@ class ImagePreprocessing:
     fills the rest with mid-grey, centred; 'shortest' keeps it, brings the shorter side to `shortest_edge` and takes the
     centre, with black around it where there is too little, as image processors of CLIP, DINOv2 and ConvNeXt do.
     interpolation: bilinear, bicubic and area as OpenCV does them; of these only 'area' averages over what it leaves
-    out, so choose it for large photographs that shrink a lot. The others as Pillow does them, which average too.
+    out, so choose it for large photographs that shrink a lot. The others as Pillow does them, which average too, and
+    which image processors of transformers have, so that an exported model sees the same pixels.
     shortest_edge: in pixels, with 'shortest'; 0 = the shorter side of the model's size.
     longest_edge: in pixels, with 'squash'; the longer side is brought to this first, as Idefics 3 does; 0 = it is not.
     """
 
     resize: Literal["squash", "crop", "pad", "shortest"] = "squash"
     interpolation: Literal["bilinear", "bicubic", "area", "pillow_bilinear", "pillow_bicubic", "pillow_lanczos"] = (
-        "bicubic"
+        "pillow_bicubic"
     )
     shortest_edge: int = 0
     longest_edge: int = 0

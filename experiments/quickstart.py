@@ -12,6 +12,7 @@ from data_pipelines.images import Augmentation
 from data_pipelines.kinds import Captions, Instruct
 from data_pipelines.mixture import DataConfig, MixtureEntry
 from data_pipelines.sources import EasyVQA
+from data_pipelines.template import TemplateConfig
 from data_pipelines.tokenizers import SentencePieceConfig
 from vlm_jax.config import Checkpoints, Evaluation, EvaluationTask, Experiment, Stage, Validation
 from vlm_jax.models.adapters import MLPAdapterConfig
@@ -85,6 +86,7 @@ def experiment() -> Experiment:
         name="quickstart",
         model=model(),
         tokenizer=SentencePieceConfig(VOCABULARY, model_type="bpe"),
+        template=TemplateConfig(bidirectional_images=True),
         stages=(
             Stage(
                 "captions",

@@ -68,7 +68,7 @@ def picture(number, k=0, bad=False):
 def processor():
     texts = [f"question {k} about {n}? да no" for k in range(5) for n in range(60)]
     tokenizer = train_sentencepiece(texts, SentencePieceConfig(vocabulary_size=290))
-    return Processor(tokenizer, TemplateConfig(), ImagePreprocessing(), SIZE, PROMPT_TOKENS)
+    return Processor(tokenizer, TemplateConfig(bidirectional_images=True), ImagePreprocessing(), SIZE, PROMPT_TOKENS)
 
 
 @pytest.fixture

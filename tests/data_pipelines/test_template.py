@@ -24,7 +24,8 @@ def tokenizer():
 
 
 def laid_out(tokenizer, example, template=None, prompt_tokens=2, **options):
-    return render(example, tokenizer, template or TemplateConfig(), prompt_tokens, **options)
+    template = template or TemplateConfig(bidirectional_images=True)
+    return render(example, tokenizer, template, prompt_tokens, **options)
 
 
 def names(tokenizer, rendered):

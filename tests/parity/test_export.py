@@ -100,7 +100,7 @@ def exported(tmp_path_factory):
     layout = PromptLayout(tokenizer.image_id)
     config = dataclasses.replace(model(PLAIN, decoder=decoder), layout=layout)
     params = random_params(config)
-    template, images = TemplateConfig(bidirectional_images=False), ImagePreprocessing(interpolation="pillow_bicubic")
+    template, images = TemplateConfig(), ImagePreprocessing(interpolation="pillow_bicubic")
     processor = Processor(tokenizer, template, images, config.image_size, config.prompt_tokens)
     directory = tmp_path_factory.mktemp("exported") / "model"
     save_hf(config, params, directory)

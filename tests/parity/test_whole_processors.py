@@ -191,7 +191,7 @@ def test_what_is_trained_here_goes_out(tmp_path, model_type, picture):
     texts = [QUESTION, ANSWER, "Почему?", "the quick brown fox  jumps\tover", "def f(x): return 1"] * 5
     tokenizer = train_sentencepiece(texts, SentencePieceConfig(318, model_type))
     images = ImagePreprocessing("squash", "pillow_bicubic")
-    ours = Processor(tokenizer, TemplateConfig(bidirectional_images=False), images, (28, 28), 16)
+    ours = Processor(tokenizer, TemplateConfig(), images, (28, 28), 16)
     config = VLMConfig(decoder(318), encoder(), MLPAdapterConfig())
     write(ours, config, tmp_path)
     theirs = AutoProcessor.from_pretrained(tmp_path)

@@ -1,6 +1,7 @@
 """transformers' image processors, as preprocessor_config.json describes them, and how pictures are prepared here."""
 
 import dataclasses
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,6 +10,8 @@ from vlm_jax.errors import UserError
 from vlm_jax.models.convnext import ConvNeXtConfig
 from vlm_jax.models.encoders import EncoderConfig
 from vlm_jax.models.vit import ViTConfig
+
+log = logging.getLogger(__name__)
 
 Numbers = tuple[float, float, float]
 
@@ -126,13 +129,15 @@ def write_image_processor(processor: ImageProcessor) -> dict[str, Any]:
     """The content of preprocessor_config.json, for transformers' CLIP (or Idefics 3) processor.
 
     What Pillow resizes comes out the same there. In place of OpenCV's filters stand those of Pillow that come next to
-    them, so that pixels differ a little.
+    them, so that pixels differ a little; a warning says so.
 
     Raises:
         UserError: if there is no processor that does it.
     """
     (height, width), how = processor.image_size, processor.preprocessing
     numbers = {name: number for number, name in _FILTERS.items()} | _NEAREST_FILTER
+    if how.interpolation in _NEAREST_FILTER:
+        log.warning("pictures are resized by OpenCV's %s here, by Pillow's nearest filter there", how.interpolation)
     common = {
         "do_convert_rgb": True,
         "do_resize": True,
