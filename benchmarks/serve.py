@@ -40,6 +40,7 @@ from vlm_jax.checkpoints.converted import save_converted
 from vlm_jax.checkpoints.files import read_files
 from vlm_jax.checkpoints.reference import load_model
 from vlm_jax.generation import Engine, Request, question
+from vlm_jax.generation.batches import length_bucket
 from vlm_jax.models.decoder import DecoderConfig
 from vlm_jax.models.vlm import VLM, VLMConfig
 
@@ -66,18 +67,20 @@ def random_model(directory: Path) -> str:
     Processor(tokenizer, TemplateConfig(), ImagePreprocessing(), (0, 0), 0).save(directory / "processor")
     rng = np.random.default_rng(0)
     params = jax.tree.map(
-        lambda leaf: jnp.asarray(rng.standard_normal(leaf.shape) * 0.1, leaf.dtype), abstract_params(VLM(config))
+        lambda leaf: jnp.asarray(rng.standard_normal(leaf.shape) * 0.2, leaf.dtype), abstract_params(VLM(config))
     )
     save_converted(directory / "random", config, params, read_files(directory / "processor"))
     return str(directory / "random")
 
 
 def expected_answers(reference: str, rows: int, tokens: int, wanted: int) -> dict[str, str]:
-    """Prompt -> answer, no two the same."""
+    """Prompt -> answer, no two the same; of prompts that are padded to one length, so that few programs serve."""
     model = load_model(reference)
     engine = Engine(model.config, model.params, model.processor, rows)
     known: dict[str, str] = {}
-    waiting = list(prompts())
+    lengths = {text: length_bucket(engine.count_tokens(question(text))) for text in prompts()}
+    usual = statistics.mode(lengths.values())
+    waiting = [text for text, length in lengths.items() if length == usual]
     while waiting and len(known) < wanted:
         part, waiting = waiting[:rows], waiting[rows:]
         for text, answer in zip(part, together(part, engine, tokens), strict=True):
@@ -97,7 +100,7 @@ def together(texts: Sequence[str], engine: Engine, tokens: int) -> list[str]:
 
 
 class Load:
-    """Clients that ask until the time is over, and what came of it."""
+    """Clients that ask until the time is over, each at least once, and what came of it."""
 
     def __init__(self, address: str, known: dict[str, str], tokens: int) -> None:
         self._address, self._known, self._tokens = address, known, tokens
@@ -129,28 +132,26 @@ class Load:
         texts = list(self._known)
         with openai.OpenAI(base_url=self._address, api_key="none", max_retries=0, timeout=120) as client:
             asked = number * 7
-            while time.monotonic() < end:
+            begun = False
+            while time.monotonic() < end or not begun:
+                begun = True
                 text = texts[asked % len(texts)]
                 asked += 1
                 self._ask(client, text, stream=asked % 2 == 0)
 
     def _ask(self, client: openai.OpenAI, text: str, stream: bool) -> None:
-        fields: dict[str, Any] = {
-            "model": "served",
-            "messages": [{"role": "user", "content": text}],
-            "max_tokens": self._tokens,
-        }
+        create: Any = client.chat.completions.create
+        message = {"role": "user", "content": text}
+        fields = {"model": "served", "messages": [message], "max_tokens": self._tokens, "temperature": 0}
         begun = time.monotonic()
         try:
             if stream:
                 options = {"include_usage": True}
-                chunks = list(
-                    client.chat.completions.create(**fields, temperature=0, stream=True, stream_options=options)
-                )
+                chunks = list(create(**fields, stream=True, stream_options=options))
                 answer = "".join(choice.delta.content or "" for chunk in chunks for choice in chunk.choices)
                 written = chunks[-1].usage.completion_tokens
             else:
-                whole = client.chat.completions.create(**fields, temperature=0, stream=False)
+                whole = create(**fields)
                 answer, written = whole.choices[0].message.content, whole.usage.completion_tokens
             outcome = self._outcome(text, answer)
         except (openai.OpenAIError, AttributeError, IndexError) as error:
@@ -200,8 +201,9 @@ def main() -> None:
         known = expected_answers(reference, arguments.rows, arguments.tokens, wanted=arguments.clients * 2)
         server, address = start_server(reference, arguments.rows)
         try:
-            for clients in 2 * [min(1 << n, arguments.clients) for n in range(arguments.clients.bit_length() + 1)]:
-                Load(address, known, arguments.tokens).run(clients, 0.1)  # compiles what is left to compile
+            for clients in (1, 2, 3, 5, 9, 17, 33, arguments.clients):
+                # The first to come is answered alone, the others together: this compiles batches of every size.
+                Load(address, known, arguments.tokens).run(min(clients, arguments.clients), 0.0)
             runs = {}
             quarter = arguments.seconds / 4
             for name, clients, seconds in (
@@ -224,7 +226,7 @@ def main() -> None:
         "prompts": len(known),
         "devices": f"{jax.device_count()} {jax.devices()[0].device_kind}",
         "runs": runs,
-        "ratio": runs["all clients"]["tokens_per_second"] / alone,
+        "ratio": runs["all clients"]["tokens_per_second"] / max(alone, 1e-9),
         "exit_code": code,
     }
     table = Table("figure", *runs, title=f"serving {arguments.model}")

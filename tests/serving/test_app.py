@@ -157,6 +157,7 @@ def test_figures(engine):
     assert float(lines["vlm_prompt_tokens_total"]) == engine.count_tokens(question("да"))
     assert 1 <= float(lines["vlm_generated_tokens_total"]) <= 3
     assert lines["vlm_queue_length"] == "0.0"
+    assert float(lines["vlm_compilations"]) >= 0
     assert lines["vlm_answer_seconds_count"] == "1.0"
 
 

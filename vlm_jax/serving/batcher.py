@@ -2,6 +2,7 @@
 
 import asyncio
 import collections
+import dataclasses
 import logging
 import threading
 import time
@@ -20,7 +21,8 @@ _log = logging.getLogger(__name__)
 class Job:
     """One request between the event loop, which made it, and the worker, which answers it."""
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: Request, stream: bool = True) -> None:
+        """stream: whether pieces are wanted as they come; else there is one piece an answer, when it has ended."""
         self.request = request
         self.events: asyncio.Queue[Piece | APIError | None] = asyncio.Queue()
         """What the worker says: None when the batch begins, then pieces, or an error that ends it."""
@@ -31,6 +33,7 @@ class Job:
         """Whether a piece has been given; only the worker's."""
         self.unfinished = set(range(request.samples))
         """Samples that have not ended; only the worker's."""
+        self._kept: dict[int, str] | None = None if stream else dict.fromkeys(range(request.samples), "")
         self._loop = asyncio.get_running_loop()
 
     def tell(self, event: Piece | APIError | None) -> None:
@@ -41,6 +44,11 @@ class Job:
             self.told = True
             if event.finish is not None:
                 self.unfinished.discard(event.sample)
+            if self._kept is not None:
+                self._kept[event.sample] += event.text
+                if event.finish is None:
+                    return
+                event = dataclasses.replace(event, text=self._kept[event.sample])
         try:
             self._loop.call_soon_threadsafe(self.events.put_nowait, event)
         except RuntimeError:  # the loop is closed: the server has gone without waiting

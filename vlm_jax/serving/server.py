@@ -113,7 +113,9 @@ def running(service: Service) -> Iterator[str]:
     ready = threading.Event()
     thread = threading.Thread(target=serve, args=(service, bound, ready.set), daemon=True)
     thread.start()
-    ready.wait()
+    while not ready.wait(0.1):
+        if not thread.is_alive():
+            raise RuntimeError("the server's thread ended before it listened")
     try:
         yield f"http://127.0.0.1:{bound.getsockname()[1]}"
     finally:

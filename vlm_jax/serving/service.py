@@ -14,7 +14,7 @@ from data_pipelines.examples import Example
 from data_pipelines.images import BadImage
 from data_pipelines.quarantine import BadRecord
 from vlm_jax.errors import UserError
-from vlm_jax.generation import Engine, Piece, Request, Sampler, question
+from vlm_jax.generation import Compilations, Engine, Piece, Request, Sampler, compilations, question
 from vlm_jax.serving.batcher import Batcher, Job
 from vlm_jax.serving.config import ServingConfig
 from vlm_jax.serving.errors import APIError, invalid, shutting_down, timed_out
@@ -49,10 +49,11 @@ class Service:
         self._reading = 0
         self._pool = concurrent.futures.ThreadPoolExecutor(_PREPARING_THREADS, "prepare")
         self.metrics.watch("vlm_queue_length", "Requests that wait for a batch.", lambda: len(self.batcher))
+        self.metrics.watch("vlm_compilations", "Programs this process compiled.", lambda: compilations().compiled)
 
     def warm_up(self) -> None:
         """Compiles what a first request and a first full batch need, so that no client waits for it."""
-        begun = time.monotonic()
+        begun, before = time.monotonic(), compilations()
         shown = [np.full((1, 1, 3), 128, np.uint8)] if self.engine.config.prompt_tokens else []
         tokens = min(self.config.default_new_tokens, self.config.max_new_tokens)
         for pictures in ([], shown) if shown else ([],):
@@ -60,7 +61,9 @@ class Service:
             for rows in sorted({1, self.config.rows}):
                 for _ in self.engine.stream_many([request] * rows, cancelled=lambda _: True):
                     pass
-        _log.info("warm-up: batches of 1 and %d compiled in %.1f s", self.config.rows, time.monotonic() - begun)
+        now = compilations()
+        done = Compilations(now.compiled - before.compiled, now.loaded - before.loaded, now.seconds - before.seconds)
+        _log.info("warm-up for batches of 1 and %d took %.1f s: %s", self.config.rows, time.monotonic() - begun, done)
 
     def start(self) -> None:
         """Starts the worker."""
@@ -106,7 +109,7 @@ class Service:
         )
         if self.draining:
             raise shutting_down()
-        job = Job(job_request)
+        job = Job(job_request, request.stream)
         self.batcher.submit(job)
         self.metrics.prompt_tokens.inc(prompt_tokens)
         return Run(self, job, Completion(self.name, prompt_tokens))
