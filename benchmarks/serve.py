@@ -22,6 +22,7 @@ import sys
 import tempfile
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -111,7 +112,7 @@ class Load:
 
     def run(self, clients: int, seconds: float) -> dict[str, float]:
         """Figures of so many clients at once."""
-        begun = time.monotonic()
+        begun, before = time.monotonic(), self._compiled()
         threads = [threading.Thread(target=self._client, args=(n, begun + seconds)) for n in range(clients)]
         for thread in threads:
             thread.start()
@@ -126,7 +127,14 @@ class Load:
             "requests_per_second": self.figures["answered"] / took,
             "median_seconds": statistics.median(self.seconds or [float("nan")]),
             "slowest_seconds": max(self.seconds, default=float("nan")),
+            "programs_compiled": self._compiled() - before,
         }
+
+    def _compiled(self) -> float:
+        """Programs the server has compiled: where one was, somebody waited for it."""
+        with urllib.request.urlopen(self._address.replace("/v1", "/metrics")) as page:
+            found = re.search(rb"^vlm_compilations (\S+)", page.read(), re.MULTILINE)
+        return float(found[1]) if found else float("nan")
 
     def _client(self, number: int, end: float) -> None:
         texts = list(self._known)
