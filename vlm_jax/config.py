@@ -41,6 +41,10 @@ class Validation:
             raise UserError("validation: every and batches must be at least 1")
 
 
+OWN_STARTS = {"previous", "scratch"}
+"""Values of `Stage.start_from` that are not a model REF."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Stage:
     """One stretch of training: its data, objective, length, what trains at which rate, and where it starts from."""
@@ -198,7 +202,8 @@ class Experiment:
                 f"experiment {self.name}: " + (f"stages share the name {doubled[0]}" if doubled else "no stages")
             )
         tokens, vocabulary = self.tokenizer.vocabulary_size, self.model.decoder.vocabulary_size
-        if tokens > vocabulary and not (self.parts.tokenizer or self.parts.decoder):
+        inherited = self.parts.tokenizer or self.parts.decoder or {s.start_from for s in self.stages} - OWN_STARTS
+        if tokens > vocabulary and not inherited:
             raise UserError(
                 f"experiment {self.name}: the tokenizer has {tokens} tokens, the decoder embeds {vocabulary}; "
                 "raise model.decoder.vocabulary-size"

@@ -17,11 +17,12 @@ from data_pipelines.template import ChatTemplate, load_processor
 from vlm_jax import cli
 from vlm_jax.checkpoints.reference import load_model
 from vlm_jax.config import Checkpoints, Evaluation, EvaluationTask, Experiment, Parts, Stage, Validation
+from vlm_jax.convert.processor_files import save_processor_hf
 from vlm_jax.errors import UserError
 from vlm_jax.evaluation.report import write_report
 from vlm_jax.evaluation.suite import run_suite
 from vlm_jax.models.adapters import MLPAdapterConfig
-from vlm_jax.models.vlm import VLMConfig
+from vlm_jax.models.vlm import PromptLayout, VLMConfig
 from vlm_jax.optim import OptimizerConfig, Rule, Schedule
 from vlm_jax.training.recipe import train
 
@@ -217,3 +218,46 @@ def test_without_parts_named_the_same_experiment_trains_from_scratch(smol, tmp_p
     assert not np.array_equal(
         params_at(tmp_path)["encoder"]["positions"], tiny_parts.random_params(tiny_parts.ENCODER)["positions"]
     )
+
+
+@pytest.fixture(scope="module")
+def llava(done, tmp_path_factory):
+    """(directory, config) of a whole VLM in Hugging Face format."""
+    config = VLMConfig(
+        encoder=dataclasses.replace(tiny_parts.ENCODER, image_size=(42, 42), position_grid=None),
+        adapter=MLPAdapterConfig(layers=2, activation="gelu"),
+        decoder=dataclasses.replace(tiny_parts.DECODER, vocabulary_size=272),
+        layout=PromptLayout(264),
+    )
+    directory = tiny_parts.write_directory(config, tmp_path_factory.mktemp("llava") / "hf")
+    processor = dataclasses.replace(load_processor(done / "processor"), image_size=(42, 42), prompt_tokens=9)
+    save_processor_hf(processor, config, directory)
+    return directory, config
+
+
+def still(stage, **changes):
+    """One step of it at rate zero, which ends as what it began from."""
+    optimizer = OptimizerConfig(schedule=Schedule(peak=0.0, shape="constant"))
+    return dataclasses.replace(stage, steps=1, cache_features=False, optimizer=optimizer, **changes)
+
+
+def test_a_stage_may_start_from_a_whole_model_in_another_format(smol, llava, tmp_path):
+    directory, config = llava
+    stage = still(smol.stages[1], start_from=str(directory))
+    model = dataclasses.replace(config, layout=None)
+    start = dataclasses.replace(smol, model=model, parts=Parts(), stages=(stage,))
+    train(start, tmp_path / "run")
+    assert_equal(params_at(tmp_path / "run"), tiny_parts.random_params(config))
+    linear = dataclasses.replace(model, adapter=MLPAdapterConfig(layers=2, activation="relu"))
+    with pytest.raises(UserError, match=r"not the experiment's adapter .*activation is gelu there and relu here"):
+        train(dataclasses.replace(start, model=linear), tmp_path / "other")
+
+
+def test_a_stage_of_text_may_start_from_an_llm(smol, parts, tmp_path):
+    data = dataclasses.replace(smol.stages[1].data, mixture=(MixtureEntry(ASKED, Instruct()),), images=0)
+    stage = still(smol.stages[1], start_from=parts.decoder, data=data)
+    model = VLMConfig(decoder=tiny_parts.DECODER)
+    train(dataclasses.replace(smol, model=model, parts=Parts(), stages=(stage,)), tmp_path)
+    assert_equal(params_at(tmp_path)["decoder"], tiny_parts.random_params(tiny_parts.DECODER))
+    with pytest.raises(UserError, match="only one of it and the experiment's model has an image encoder"):
+        train(dataclasses.replace(smol, stages=(still(smol.stages[1], start_from=parts.decoder),)), tmp_path / "other")

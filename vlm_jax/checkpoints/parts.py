@@ -9,7 +9,8 @@ from flax import traverse_util
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, PyTree
 
-from vlm_jax.checkpoints.reference import load_part
+from vlm_jax.checkpoints.converted import require_whole
+from vlm_jax.checkpoints.reference import load_part, whole
 from vlm_jax.errors import UserError
 from vlm_jax.models.abstract import ModelConfig
 from vlm_jax.models.decoder import DecoderConfig
@@ -36,8 +37,7 @@ def load_encoder(reference: str, config: EncoderConfig, dtype: str, abstract: Py
         UserError: if there is none, or it differs from the config; the differences are listed.
     """
     found, params = _part(reference, "encoder", dtype, mesh)
-    _compare(reference, "encoder", _as_computed(found), _as_computed(config))
-    return _placed(params, dtype, abstract)
+    return _fitted_encoder(reference, found, params, config, dtype, abstract)
 
 
 def load_decoder(reference: str, config: DecoderConfig, dtype: str, abstract: PyTree, mesh: Mesh) -> dict[str, Any]:
@@ -48,6 +48,37 @@ def load_decoder(reference: str, config: DecoderConfig, dtype: str, abstract: Py
     embeddings for pretrained language models").
     """
     found, params = _part(reference, "decoder", dtype, mesh)
+    return _fitted_decoder(reference, found, params, config, dtype, abstract)
+
+
+def load_whole(reference: str, config: VLMConfig, abstract: PyTree, mesh: Mesh) -> dict[str, Any]:
+    """All parameters of a model from another format, checked part by part; like `load_encoder` and `load_decoder`."""
+    dtype = config.precision.parameters
+    loaded = load_part(reference, dtype=dtype, mesh=mesh, tokenizer=False)
+    model, params = whole(loaded.config, loaded.params)
+    found = require_whole(model, reference)
+    if (found.encoder is None) != (config.encoder is None):
+        raise UserError(f"{reference}: only one of it and the experiment's model has an image encoder; change model")
+    decoder = params["decoder"], config.decoder, dtype, abstract["decoder"]
+    placed = {"decoder": _fitted_decoder(reference, found.decoder, *decoder)}
+    if found.encoder is not None and config.encoder is not None:
+        _compare(reference, "adapter", to_plain(found.adapter), to_plain(config.adapter))
+        placed["adapter"] = _placed(params["adapter"], dtype, abstract["adapter"])
+        encoder = params["encoder"], config.encoder, dtype, abstract["encoder"]
+        placed["encoder"] = _fitted_encoder(reference, found.encoder, *encoder)
+    return placed
+
+
+def _fitted_encoder(
+    reference: str, found: ModelConfig, params: PyTree, config: EncoderConfig, dtype: str, abstract: PyTree
+) -> dict[str, Any]:
+    _compare(reference, "encoder", _as_computed(found), _as_computed(config))
+    return _placed(params, dtype, abstract)
+
+
+def _fitted_decoder(
+    reference: str, found: ModelConfig, params: PyTree, config: DecoderConfig, dtype: str, abstract: PyTree
+) -> dict[str, Any]:
     assert isinstance(found, DecoderConfig)
     if found.vocabulary_size > config.vocabulary_size:
         raise UserError(

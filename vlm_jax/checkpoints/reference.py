@@ -156,6 +156,12 @@ def local_path(reference: str) -> epath.Path:
     return path
 
 
+def is_own(reference: str) -> bool:
+    """Whether a reference means a workdir or a step directory, and not a model in another format."""
+    path = local_path(reference)
+    return path.is_dir() and not is_huggingface(path)
+
+
 def is_huggingface(path: epath.Path) -> bool:
     """Whether a directory's config.json is that of a Hugging Face model."""
     try:

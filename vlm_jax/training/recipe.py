@@ -30,8 +30,9 @@ from vlm_jax.checkpoints import (
     widen,
 )
 from vlm_jax.checkpoints.files import read_files
-from vlm_jax.checkpoints.parts import load_decoder, load_encoder
-from vlm_jax.config import Experiment, Stage
+from vlm_jax.checkpoints.parts import load_decoder, load_encoder, load_whole
+from vlm_jax.checkpoints.reference import is_own
+from vlm_jax.config import OWN_STARTS, Experiment, Stage
 from vlm_jax.errors import UserError
 from vlm_jax.losses.next_token import next_token_objective
 from vlm_jax.models.vlm import VLM
@@ -255,11 +256,14 @@ def starting_params(run: Run, index: int, abstract: Any, previous: Mapping[str, 
     if stage.start_from == "previous" and previous is not None:
         log.info("stage %s: starts from the stage before", stage.name)
         return widen(previous, abstract, masters_directory(run, run.experiment.stages[index - 1]))
-    if stage.start_from in ("previous", "scratch"):
+    if stage.start_from in OWN_STARTS:
         loaded = load_parts(run, abstract) if stage.start_from == "previous" else {}
         rest = "random parameters" if not loaded else f"{' and '.join(loaded)}, and random parameters for the rest"
         log.info("stage %s: starts from %s", stage.name, rest)
         return initialise_missing(run.model, run.mesh, run.experiment.seed, loaded)
+    if not is_own(stage.start_from):
+        log.info("stage %s: starts from %s", stage.name, stage.start_from)
+        return load_whole(stage.start_from, run.experiment.model, abstract, run.mesh)
     where = step_directory(stage.start_from)
     log.info("stage %s: starts from %s", stage.name, where)
     return widen(load_params(where, abstract), abstract, where.parents[2] / "masters" / where.parent.name)

@@ -17,7 +17,7 @@ from data_pipelines.sources import open_source
 from data_pipelines.template import ChatTemplate, Processor, TemplateConfig, load_processor
 from data_pipelines.tokenizers import train_sentencepiece, with_image_token
 from vlm_jax.checkpoints.reference import load_reference_processor
-from vlm_jax.config import Experiment
+from vlm_jax.config import OWN_STARTS, Experiment
 from vlm_jax.convert.processors import chat_template_for
 from vlm_jax.errors import UserError
 from vlm_jax.serialise import differences, to_json, to_plain
@@ -134,7 +134,7 @@ def build_processor(experiment: Experiment) -> Processor:
         UserError: if there is no checkpoint where a stage starts from, or its tokenizer does not fit the model.
     """
     model, parts, template = experiment.model, experiment.parts, experiment.template
-    references = [stage.start_from for stage in experiment.stages if stage.start_from not in ("previous", "scratch")]
+    references = [stage.start_from for stage in experiment.stages if stage.start_from not in OWN_STARTS]
     reference = next(iter(references), parts.tokenizer or parts.decoder)
     if reference:
         inherited = load_reference_processor(reference)
