@@ -35,7 +35,8 @@ def mu():
     config = vlm_mu()
     decoder = config.decoder
     pattern = (decoder.pattern[0], dataclasses.replace(decoder.pattern[0], window=9))
-    config = dataclasses.replace(config, decoder=dataclasses.replace(decoder, pattern=pattern))
+    decoder = dataclasses.replace(decoder, pattern=pattern, layers=4)
+    config = dataclasses.replace(config, decoder=decoder)
     tokenizer = train_sentencepiece(TEXTS, SentencePieceConfig(vocabulary_size=300))
     rows = Batch.spec(1, 8, images=1, image_size=config.image_size)
     shapes = nn.meta.unbox(jax.eval_shape(lambda b: VLM(config).init(jax.random.key(0), b), rows))["params"]

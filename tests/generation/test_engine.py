@@ -168,7 +168,7 @@ def test_a_stream_joined_is_the_answer(engine, prompts, answers):
 def test_prompts_read_in_chunks_get_the_same_answers(engine, prompts, answers, chunk, monkeypatch):
     sizes = []
     start = decoding.start
-    monkeypatch.setattr(decoding, "start", lambda *a: sizes.append((a[2], a[4].tokens.shape[1])) or start(*a))
+    monkeypatch.setattr(decoding, "start", lambda *a: sizes.append((a[3], a[5].tokens.shape[1])) or start(*a))
     chunked = dataclasses.replace(engine, prefill_chunk=chunk)
     assert chunked.generate(prompts, max_new_tokens=NEW) == answers
     assert any(length > size for size, length in sizes)

@@ -39,7 +39,7 @@ def play(monkeypatch, engine):
             table[place, : len(row)] = row
         heard = SimpleNamespace(untils=[], dropped=[])
 
-        def advance(config, params, now, tokens, until, dropped, controls):
+        def advance(config, unrolled, params, now, tokens, until, dropped, controls):
             heard.untils.append(int(until))
             heard.dropped.append(dropped.tolist())
             return None, table
@@ -58,14 +58,15 @@ def test_requests_of_all_sorts_together_get_what_each_gets_alone(engine, prompts
         Request(prompts[4], NEW, Sampler(0.8, top_k=20, top_p=0.9), seed=5),
         Request(prompts[2], 1),
         Request(prompts[6], NEW, Sampler(2.0), seed=2**40 + 3),
+        Request(prompts[0], NEW, stop=(engine.generate([prompts[0]], max_new_tokens=NEW)[0][1:3],)),
     ]
     found = answers_of(engine.stream_many(requests))
-    assert set(found) == {(number, 0) for number in range(5)}
+    assert set(found) == {(number, 0) for number in range(6)}
     for number, request in enumerate(requests):
         alone = answers_of(engine.stream_many([request]))[0, 0]
         assert found[number, 0] == alone
         settings = dataclasses.asdict(request) | {"sampler": request.sampler}
-        keywords = {name: settings[name] for name in ("max_new_tokens", "sampler", "seed")}
+        keywords = {name: settings[name] for name in ("max_new_tokens", "sampler", "seed", "stop")}
         assert engine.generate([request.prompt], **keywords) == [alone[0]]
         assert 1 <= alone[2] <= request.max_new_tokens
         assert (alone[1] == "length") <= (alone[2] == request.max_new_tokens)
@@ -91,7 +92,7 @@ def test_samples_share_the_prefill(engine, prompts, monkeypatch):
     monkeypatch.setattr(
         decoding,
         "start",
-        lambda *a: shapes.append((a[4].tokens.shape[0], None if a[5] is None else len(a[5]))) or start(*a),
+        lambda *a: shapes.append((a[5].tokens.shape[0], None if a[6] is None else len(a[6]))) or start(*a),
     )
     engine.sample([Request(prompts[1], 2, samples=4)])
     engine.generate([prompts[1]], max_new_tokens=2)

@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt8, UInt32
 
 from vlm_jax.batch import Batch
 from vlm_jax.generation.samplers import Settings, choose
+from vlm_jax.models import decoder
 from vlm_jax.models.cache import KeyValueCache
 from vlm_jax.models.vlm import VLM, VLMConfig
 
@@ -66,6 +67,16 @@ class Decoding:
     """Tokens chosen so far, the newest included."""
 
 
+def unrolled_params(config: VLMConfig, params: Params) -> Params | None:
+    """Parameters with which decoding is fastest, if those are others: see `models.decoder.unrolled_params`."""
+    leaves = jax.tree.leaves(params)
+    if not all(isinstance(leaf, jax.Array) and len(leaf.devices()) == 1 for leaf in leaves):
+        return None
+    if any(device.platform != "cpu" for leaf in leaves for device in leaf.devices()):
+        return None
+    return params | {"decoder": decoder.unrolled_params(config.decoder, params["decoder"])}
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def encode(config: VLMConfig, params: Params, images: UInt8[Array, "N H W 3"]) -> Float[Array, "N P D"]:
     """The encoder's features of pictures."""
@@ -79,9 +90,10 @@ def gather(table: Float[Array, "M P D"], entries: Int[Array, "B I"]) -> Float[Ar
     return table[entries]
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def start(
     config: VLMConfig,
+    unrolled: bool,
     capacity: int,
     chunk: int,
     params: Params,
@@ -93,6 +105,7 @@ def start(
 
     Args:
         config: of the model.
+        unrolled: whether `advance` is to continue with unrolled parameters (`unrolled_params`).
         capacity: room for new tokens, at least the largest of `controls.max_new_tokens`.
         chunk: prompts are read so many positions at a time, if they are longer; S is then a multiple of it, and no
             block goes past the end of its chunk.
@@ -111,6 +124,8 @@ def start(
     final, cache = _prefill(config, capacity, chunk, params, batch, last)
     position = jnp.take_along_axis(jnp.asarray(batch.positions), last[:, None], axis=1)[:, 0] + 1
     padding = ~real.any(1)
+    if unrolled:
+        cache = cache.unrolled()
     if spread is not None:
         final, position, padding = final[spread], position[spread], padding[spread]
         cache = cache.take_rows(spread)
@@ -120,7 +135,7 @@ def start(
     keys = jax.vmap(jax.random.fold_in)(keys, draws.samples)
     count = jnp.ones((), jnp.int32)
     padding |= controls.max_new_tokens == 0
-    token, ended = _choose(config, params, final, keys, count, padding, controls)
+    token, ended = _choose(VLM(config), params, final, keys, count, padding, controls)
     tokens = jnp.full((token.shape[0], capacity), controls.vocabulary.pad_id, jnp.int32).at[:, 0].set(token)
     return Decoding(token, position, ended, cache, keys, count), tokens
 
@@ -151,9 +166,10 @@ def _prefill(
     return jax.lax.fori_loop(0, last.max() // size + 1, part, state)
 
 
-@functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
+@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
 def advance(
     config: VLMConfig,
+    unrolled: bool,
     params: Params,
     now: Decoding,
     tokens: Int[Array, "B capacity"],
@@ -164,7 +180,9 @@ def advance(
     """Decodes until every row has ended, or the rows have `until` new tokens.
 
     Args:
-        config, params: the model.
+        config: of the model.
+        unrolled: whether the parameters, and the state's cache, are those of an unrolled decoder.
+        params: of the model.
         now: the state, which is used up.
         tokens: new tokens so far.
         until: at most the capacity.
@@ -180,28 +198,28 @@ def advance(
 
     def body(state: tuple[Decoding, Array]) -> tuple[Decoding, Array]:
         now, tokens = state
-        after = _step(config, params, now, controls)
+        after = _step(VLM(config, unrolled), params, now, controls)
         return after, jax.lax.dynamic_update_slice(tokens, after.token[:, None], (0, now.count))
 
     now = dataclasses.replace(now, ended=now.ended | dropped)
     return jax.lax.while_loop(unfinished, body, (now, tokens))
 
 
-def _step(config: VLMConfig, params: Params, now: Decoding, controls: Controls) -> Decoding:
+def _step(model: VLM, params: Params, now: Decoding, controls: Controls) -> Decoding:
     """Shows the model its newest tokens and chooses the next ones; rows that have ended get padding."""
     inputs = (now.token[:, None], now.position[:, None], ~now.ended[:, None], now.cache)
-    stepped: Any = VLM(config).apply({"params": params}, *inputs, method="step")
+    stepped: Any = model.apply({"params": params}, *inputs, method="step")
     hidden, cache = stepped
     count = now.count + 1
-    token, ended = _choose(config, params, hidden[:, 0], now.keys, count, now.ended, controls)
+    token, ended = _choose(model, params, hidden[:, 0], now.keys, count, now.ended, controls)
     return Decoding(token, now.position + 1, ended, cache, now.keys, count)
 
 
 def _choose(
-    config: VLMConfig, params: Params, hidden: Array, keys: Array, count: Array, ended: Array, controls: Controls
+    model: VLM, params: Params, hidden: Array, keys: Array, count: Array, ended: Array, controls: Controls
 ) -> tuple[Int[Array, " B"], Bool[Array, " B"]]:
     vocabulary = controls.vocabulary
-    logits: Any = VLM(config).apply({"params": params}, hidden, method="unembed")
+    logits: Any = model.apply({"params": params}, hidden, method="unembed")
     logits = jnp.where(jnp.arange(logits.shape[-1]) < vocabulary.size, logits, -jnp.inf)
     token = choose(logits, jax.vmap(jax.random.fold_in, (0, None))(keys, count), controls.settings)
     token = jnp.where(ended, vocabulary.pad_id, token)

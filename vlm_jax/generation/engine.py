@@ -1,6 +1,7 @@
 """The engine: answers many prompts in batches, or some of them piece by piece; scores given answers."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -296,7 +297,8 @@ class Engine:
         chunk = chunk_size(chosen, self.prefill_chunk) if long else 0
         batch = self._batch(chosen, table, chunk)
         tokenizer = self.processor.tokenizer
-        return Running(self.config, self.params, tokenizer, batch, rows, self._padded(len(rows)), chunk)
+        size = self._padded(len(rows))
+        return Running(self.config, self.params, self._unrolled, tokenizer, batch, rows, size, chunk)
 
     def _batch(self, prompts: Sequence[Rendered], table: Pictures, chunk: int = 0) -> Batch:
         places, features = table
@@ -307,6 +309,10 @@ class Engine:
         if features is None or not entries.size:
             return batch
         return dataclasses.replace(batch, features=decoding.gather(features, entries))
+
+    @functools.cached_property
+    def _unrolled(self) -> Any:
+        return decoding.unrolled_params(self.config, self.params)
 
     def _padded(self, rows: int) -> int:
         return min(power_bucket(rows), max(self.rows, rows))

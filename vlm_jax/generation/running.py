@@ -49,6 +49,8 @@ class Running:
 
     config: VLMConfig
     params: Any
+    unrolled: Any
+    """Parameters for decoding, if they are others than for prefill: `decoding.unrolled_params`."""
     tokenizer: Tokenizer
     batch: Batch
     rows: Sequence[Row]
@@ -63,9 +65,7 @@ class Running:
         """Starts to decode to the end and gives the new tokens, which may still be on their way."""
         controls = self._controls()
         now, tokens = self._start(controls)
-        dropped = np.zeros(self.size, bool)
-        until = np.int32(self._room)
-        return decoding.advance(self.config, self.params, now, tokens, until, dropped, controls)[1]
+        return self._advance(now, tokens, self._room, np.zeros(self.size, bool), controls)[1]
 
     def pieces(self, steps: int, cancelled: Callable[[int], bool] | None = None) -> Iterator[Piece]:
         """Decodes `steps` tokens at a time and gives what may be shown.
@@ -83,11 +83,7 @@ class Running:
         count = 1
         while True:
             until = min(count + steps, self._room)
-            ahead = (
-                decoding.advance(self.config, self.params, now, tokens, np.int32(until), dropped.copy(), controls)
-                if until > count
-                else None
-            )
+            ahead = self._advance(now, tokens, until, dropped.copy(), controls) if until > count else None
             new = np.asarray(tokens)[:, :count]
             gone = {n for n in {row.number for row in self.rows} if cancelled is not None and cancelled(n)}
             for place, answer in enumerate(answers):
@@ -110,7 +106,15 @@ class Running:
             spread = np.zeros(self.size, np.int32)
             spread[: len(continued)] = continued
         capacity, chunk = capacity_bucket(self._room), self.chunk or self.batch.tokens.shape[1]
-        return decoding.start(self.config, capacity, chunk, self.params, self.batch, spread, controls)
+        unrolled = self.unrolled is not None
+        return decoding.start(self.config, unrolled, capacity, chunk, self.params, self.batch, spread, controls)
+
+    def _advance(
+        self, now: decoding.Decoding, tokens: Array, until: int, dropped: np.ndarray, controls: decoding.Controls
+    ) -> tuple[decoding.Decoding, Array]:
+        unrolled = self.unrolled is not None
+        params = self.unrolled if unrolled else self.params
+        return decoding.advance(self.config, unrolled, params, now, tokens, np.int32(until), dropped, controls)
 
     def _controls(self) -> decoding.Controls:
         tokenizer, rows = self.tokenizer, self.rows

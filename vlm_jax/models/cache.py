@@ -42,6 +42,15 @@ class KeyValueCache:
             used=self.used + positions.shape[1],
         )
 
+    def unrolled(self) -> "KeyValueCache":
+        """The same with an array for each layer, in their order: what an unrolled decoder takes (R is 1)."""
+
+        def split(stacks: tuple[Array, ...]) -> tuple[Array, ...]:
+            repeats = stacks[0].shape[0]
+            return tuple(stack[repeat : repeat + 1] for repeat in range(repeats) for stack in stacks)
+
+        return dataclasses.replace(self, keys=split(self.keys), values=split(self.values))
+
     def take_rows(self, rows: Int[Array, " Q"]) -> "KeyValueCache":
         """A cache whose row q is this one's row rows[q]: several continuations of one prompt share its prefill."""
         return dataclasses.replace(

@@ -10,6 +10,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from vlm_jax.models.attention import AttentionKernel, attention
@@ -198,6 +199,8 @@ class Pattern(nn.Module):
 
     config: DecoderConfig
     precision: Precision
+    first: int = 0
+    """The first block's entry in the cache."""
 
     @nn.compact
     def __call__(
@@ -206,7 +209,8 @@ class Pattern(nn.Module):
         block = remat(Block, self.config.remat)
         outputs = []
         for place, mask in enumerate(masks):
-            state = block(self.config, self.precision, place, name=f"block_{place}")(state, turns, mask, repeat)
+            layer = block(self.config, self.precision, self.first + place, name=f"block_{place}")
+            state = layer(state, turns, mask, repeat)
             outputs.append(state[0])
         return state, tuple(outputs) if every else ()
 
@@ -216,6 +220,8 @@ class Decoder(nn.Module):
 
     config: DecoderConfig
     precision: Precision = Precision()
+    unrolled: bool = False
+    """No scan: the parameters are as `unrolled_params` gives them, the cache as `KeyValueCache.unrolled` does."""
 
     def setup(self) -> None:
         c, init = self.config, nn.initializers.normal(0.02)
@@ -229,7 +235,11 @@ class Decoder(nn.Module):
             length=c.repeats,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
-        self.layers = scanned(c, self.precision)
+        if self.unrolled:
+            firsts = range(0, c.layers, len(c.pattern))
+            self.layers: Any = [Pattern(c, self.precision, first) for first in firsts]
+        else:
+            self.layers = scanned(c, self.precision)
         self.norm = RMSNorm(self.precision, c.norm_epsilon, c.norm_offset)
         if not c.tied_embeddings:
             self.head = parameter(self, "head", init, shape[::-1], ("embed", "vocab"), self.precision)
@@ -275,17 +285,31 @@ class Decoder(nn.Module):
         """All layers; with `every` also what comes out of each block of the pattern, in each repeat."""
         c = self.config
         turns = rope_turns(positions, c.head_size, c.rope_base, c.rope_scaling)
-        result: tuple[State, tuple[Array, ...]] = self.layers((x, cache), jnp.arange(c.repeats), turns, masks, every)
-        return result
+        if not self.unrolled:
+            result: tuple[State, tuple[Array, ...]] = self.layers(
+                (x, cache), jnp.arange(c.repeats), turns, masks, every
+            )
+            return result
+        state: State = (x, cache)
+        outputs = []
+        for layer in self.layers:
+            state, blocks = layer(state, jnp.int32(0), turns, masks, every)
+            outputs.append(blocks)
+        return state, jax.tree.map(lambda *each: jnp.stack(each), *outputs)
 
     def unembed(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
         """Hidden states -> logits, float32."""
         dtype, cap = jnp.dtype(self.precision.compute), self.config.logit_softcap
         if self.config.tied_embeddings:
-            equation, kernel = "...d,vd->...v", self.embedding
+            # In decoding, where rows are few, the table comes first: XLA for CPUs then reads it twice as fast.
+            equation = "vd,bd->bv" if hidden.ndim == 2 else "...d,vd->...v"
+            kernel = self.embedding
         else:
             equation, kernel = "...d,dv->...v", self.head
-        logits = jnp.einsum(equation, hidden.astype(dtype), kernel.astype(dtype), preferred_element_type=jnp.float32)
+        factors = (hidden.astype(dtype), kernel.astype(dtype))
+        if equation.startswith("v"):
+            factors = factors[::-1]
+        logits = jnp.einsum(equation, *factors, preferred_element_type=jnp.float32)
         return cap * jnp.tanh(logits / cap) if cap else logits
 
     def empty_cache(self, rows: int, length: int) -> KeyValueCache:
@@ -293,3 +317,22 @@ class Decoder(nn.Module):
         c = self.config
         dtype = jnp.dtype(self.precision.compute)
         return empty_cache(len(c.pattern), c.repeats, rows, length, c.key_value_heads, c.head_size, dtype)
+
+
+def unrolled_params(config: DecoderConfig, params: Any) -> Any:
+    """Parameters of `Decoder(config, unrolled=True)`: each repeat of the pattern has arrays of its own.
+
+    A scan over layers copies each layer's weights out of the stacked array before they are used, on backends whose
+    matrix products cannot read a slice in place (XLA's for CPUs); where a step reads all weights for one token, that
+    copy costs as much as the step. On a CPU the arrays made here share the memory of the stacked ones.
+
+    Args:
+        config: of the decoder.
+        params: the decoder's plain nested dict, with stacked layers, on one device.
+    """
+    views = jax.tree.map(np.asarray, params["layers"])
+    layers = {
+        f"layers_{repeat}": jax.tree.map(lambda stack, at=repeat: jax.device_put(stack[at], may_alias=True), views)
+        for repeat in range(config.repeats)
+    }
+    return {name: value for name, value in params.items() if name != "layers"} | layers

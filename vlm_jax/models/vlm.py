@@ -80,10 +80,12 @@ class VLM(nn.Module):
     """`VLM(config).apply({'params': params}, batch) -> Output`."""
 
     config: VLMConfig
+    unrolled: bool = False
+    """The decoder's: what it is for is written there."""
 
     def setup(self) -> None:
         c = self.config
-        self.decoder = Decoder(c.decoder, c.precision)
+        self.decoder = Decoder(c.decoder, c.precision, self.unrolled)
         if c.encoder is not None and c.adapter is not None:
             self.encoder = build_encoder(c.encoder, c.precision)
             self.adapter = build_adapter(c.adapter, c.encoder.grid, c.decoder.width, c.precision)
