@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vlm_jax.generation.batches import (
+    Buckets,
     capacity_bucket,
     chunk_size,
     chunk_slots,
@@ -18,6 +19,13 @@ def test_the_buckets_of_the_docstrings():
     assert [length_bucket(n) for n in (1, 8, 33, 64, 65, 129, 1000)] == [8, 8, 40, 64, 72, 144, 1024]
     assert [power_bucket(n) for n in (0, 1, 2, 5, 8)] == [0, 1, 2, 8, 8]
     assert [capacity_bucket(n) for n in (1, 8, 9)] == [8, 8, 16]
+
+
+def test_coarse_buckets_are_few_and_hold_what_they_must():
+    coarse = Buckets(coarse=True)
+    assert [coarse.length(n) for n in (1, 64, 65, 300)] == [64, 64, 128, 512]
+    assert [coarse.rows(n) for n in (1, 2, 4, 5, 16, 17)] == [1, 4, 4, 16, 16, 64]
+    assert [coarse.capacity(n) for n in (1, 64, 65, 512, 513)] == [64, 64, 512, 512, 4096]
 
 
 @given(st.integers(1, 100_000))

@@ -81,11 +81,12 @@ def run(arguments: argparse.Namespace) -> None:
     name = arguments.name or _name_of(arguments.model)
 
     from vlm_jax.checkpoints.reference import load_model
-    from vlm_jax.generation import Engine, keep_compiled
+    from vlm_jax.generation import Buckets, Engine, keep_compiled
 
     keep_compiled(arguments.compile_cache)
     model = load_model(arguments.model)
-    service = Service(Engine(model.config, model.params, model.processor, config.rows), name, config)
+    engine = Engine(model.config, model.params, model.processor, config.rows, buckets=Buckets(coarse=True))
+    service = Service(engine, name, config)
     service.warm_up()
     host = f"[{arguments.host}]" if ":" in arguments.host else arguments.host
     address = f"http://{host}:{bound.getsockname()[1]}/v1"

@@ -33,6 +33,34 @@ def capacity_bucket(max_new_tokens: int) -> int:
     return max(8, power_bucket(max_new_tokens))
 
 
+@dataclasses.dataclass(frozen=True)
+class Buckets:
+    """How shapes are rounded up.
+
+    coarse: fewer, rougher shapes, for a server: who asks while a program is compiled waits, and so do all others.
+
+        length      64, 128, 256, …     in place of eight steps an octave
+        rows        1, 4, 16, 64, …     in place of powers of two
+        capacity    64, 512, 4096, …    in place of powers of two
+    """
+
+    coarse: bool = False
+
+    def length(self, length: int) -> int:
+        """The padded length of a prompt."""
+        return max(64, power_bucket(length)) if self.coarse else length_bucket(length)
+
+    def rows(self, count: int) -> int:
+        """Rows with padding."""
+        return 4 ** (((count - 1).bit_length() + 1) // 2) if self.coarse else power_bucket(count)
+
+    def capacity(self, max_new_tokens: int) -> int:
+        """Room for new tokens."""
+        if not self.coarse:
+            return capacity_bucket(max_new_tokens)
+        return max(64, 8 ** -(-(max_new_tokens - 1).bit_length() // 3))
+
+
 def chunk_size(prompts: Sequence[Rendered], chunk: int) -> int:
     """Positions to read at a time: `chunk`, or more where a block (tokens that see each other) is longer."""
     return max(chunk, *(length_bucket(int(np.bincount(prompt.block_ids)[1:].max(initial=0))) for prompt in prompts))
@@ -62,6 +90,7 @@ def prompt_batch(
     pad_id: int,
     prompt_tokens: int,
     chunk: int = 0,
+    buckets: Buckets = Buckets(),
 ) -> tuple[Batch, np.ndarray]:
     """One prompt a row, padded at the end; the rows that are left over are padding throughout.
 
@@ -72,13 +101,14 @@ def prompt_batch(
         pad_id: the tokenizer's.
         prompt_tokens: N, visual tokens a picture.
         chunk: if positive, prompts are laid out as `chunk_slots` says, and S is a multiple of it.
+        buckets: round S up.
 
     Returns:
         The batch without its pictures, S being a bucket of the longest prompt; and int32[B, I], which entry of the
         table each image slot shows (0 where it is unused, which image_ids says too). I is 0 for text only.
     """
     places = [chunk_slots(prompt, chunk) if chunk else np.arange(prompt.length) for prompt in prompts]
-    length = length_bucket(max(int(place[-1]) + 1 for place in places))
+    length = buckets.length(max(int(place[-1]) + 1 for place in places))
     length = -(-length // chunk) * chunk if chunk else length
     planes = Planes.empty(rows, length, pad_id)
     for row, (prompt, place) in enumerate(zip(prompts, places, strict=True)):

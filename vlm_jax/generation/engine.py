@@ -14,7 +14,7 @@ from data_pipelines.template import Processor, Rendered
 from vlm_jax.batch import Batch
 from vlm_jax.errors import UserError
 from vlm_jax.generation import decoding
-from vlm_jax.generation.batches import by_pictures, chunk_size, parts, power_bucket, prompt_batch
+from vlm_jax.generation.batches import Buckets, by_pictures, chunk_size, parts, power_bucket, prompt_batch
 from vlm_jax.generation.requests import Piece, Request, Score
 from vlm_jax.generation.running import Row, Running, answer_of
 from vlm_jax.generation.samplers import Sampler
@@ -54,6 +54,8 @@ class Engine:
     """Distinct pictures whose features are kept at the same time: P * D numbers of the compute dtype each."""
     prefill_chunk: int = 512
     """Longer prompts are read so many positions at a time, which bounds the memory of their activations."""
+    buckets: Buckets = Buckets()
+    """How shapes are rounded up."""
 
     def __post_init__(self) -> None:
         tokens, vocabulary = self.processor.tokenizer.vocabulary_size, self.config.decoder.vocabulary_size
@@ -298,14 +300,15 @@ class Engine:
         batch = self._batch(chosen, table, chunk)
         tokenizer = self.processor.tokenizer
         size = self._padded(len(rows))
-        return Running(self.config, self.params, self._unrolled, tokenizer, batch, rows, size, chunk)
+        capacity = self.buckets.capacity(max(row.room for row in rows))
+        return Running(self.config, self.params, self._unrolled, tokenizer, batch, rows, size, capacity, chunk)
 
     def _batch(self, prompts: Sequence[Rendered], table: Pictures, chunk: int = 0) -> Batch:
         places, features = table
         slots = [[places[image] for image in prompt.images] for prompt in prompts]
         pad_id = self.processor.tokenizer.pad_id
         rows = self._padded(len(prompts))
-        batch, entries = prompt_batch(prompts, slots, rows, pad_id, self.config.prompt_tokens, chunk)
+        batch, entries = prompt_batch(prompts, slots, rows, pad_id, self.config.prompt_tokens, chunk, self.buckets)
         if features is None or not entries.size:
             return batch
         return dataclasses.replace(batch, features=decoding.gather(features, entries))
@@ -315,7 +318,7 @@ class Engine:
         return decoding.unrolled_params(self.config, self.params)
 
     def _padded(self, rows: int) -> int:
-        return min(power_bucket(rows), max(self.rows, rows))
+        return min(self.buckets.rows(rows), max(self.rows, rows))
 
     def _encode(self, images: Sequence[Image]) -> Pictures:
         """Places of pictures in a table of their features; its M entries are a power of two. None without pictures."""

@@ -10,7 +10,6 @@ from jaxtyping import Array, Int
 from data_pipelines.tokenizers import Tokenizer
 from vlm_jax.batch import Batch
 from vlm_jax.generation import decoding
-from vlm_jax.generation.batches import capacity_bucket
 from vlm_jax.generation.requests import Finish, Piece, Request
 from vlm_jax.generation.samplers import settings_of
 from vlm_jax.generation.texts import AnswerText
@@ -56,6 +55,8 @@ class Running:
     rows: Sequence[Row]
     size: int
     """B, rows with padding."""
+    capacity: int
+    """Room for new tokens."""
     chunk: int = 0
     """Prompts are read so many positions at a time; 0 = at once."""
     same_draws: bool = False
@@ -105,9 +106,9 @@ class Running:
         if continued != list(range(len(continued))) or self.size != self.batch.tokens.shape[0]:
             spread = np.zeros(self.size, np.int32)
             spread[: len(continued)] = continued
-        capacity, chunk = capacity_bucket(self._room), self.chunk or self.batch.tokens.shape[1]
+        chunk = self.chunk or self.batch.tokens.shape[1]
         unrolled = self.unrolled is not None
-        return decoding.start(self.config, unrolled, capacity, chunk, self.params, self.batch, spread, controls)
+        return decoding.start(self.config, unrolled, self.capacity, chunk, self.params, self.batch, spread, controls)
 
     def _advance(
         self, now: decoding.Decoding, tokens: Array, until: int, dropped: np.ndarray, controls: decoding.Controls

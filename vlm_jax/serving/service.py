@@ -52,18 +52,19 @@ class Service:
         self.metrics.watch("vlm_compilations", "Programs this process compiled.", lambda: compilations().compiled)
 
     def warm_up(self) -> None:
-        """Compiles what a first request and a first full batch need, so that no client waits for it."""
+        """Compiles what short requests need, in batches of every size, so that no client waits for it."""
+        sizes = sorted({min(self.engine.buckets.rows(n + 1), self.config.rows) for n in range(self.config.rows)})
         begun, before = time.monotonic(), compilations()
         shown = [np.full((1, 1, 3), 128, np.uint8)] if self.engine.config.prompt_tokens else []
         tokens = min(self.config.default_new_tokens, self.config.max_new_tokens)
         for pictures in ([], shown) if shown else ([],):
             request = Request(question("?", pictures), max_new_tokens=tokens)
-            for rows in sorted({1, self.config.rows}):
+            for rows in sizes:
                 for _ in self.engine.stream_many([request] * rows, cancelled=lambda _: True):
                     pass
         now = compilations()
         done = Compilations(now.compiled - before.compiled, now.loaded - before.loaded, now.seconds - before.seconds)
-        _log.info("warm-up for batches of 1 and %d took %.1f s: %s", self.config.rows, time.monotonic() - begun, done)
+        _log.info("warm-up for batches of %s took %.1f s: %s", sizes, time.monotonic() - begun, done)
 
     def start(self) -> None:
         """Starts the worker."""
