@@ -74,7 +74,7 @@ class Ours:
         request = Request(Example((Text(""),)), new)
         rows = [Row(request, number, 0, number, new) for number in range(batch)]
         endless: Any = SimpleNamespace(end_ids=(-1,), end_id=-1, pad_id=0, vocabulary_size=size)
-        running = Running(self.config, self.params, self.unrolled, endless, planes, rows, batch)
+        running = Running(self.config, self.params, self.unrolled, endless, planes, rows, batch, capacity=new)
         return np.asarray(running.whole())[:, :new].tolist()
 
     def warm_up(self, batch: int) -> str:

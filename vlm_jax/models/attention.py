@@ -37,6 +37,29 @@ def attention(
     return jax.nn.dot_product_attention(queries, keys, values, mask=expanded, scale=scale, implementation=kernel)
 
 
+def attention_over_cache(
+    queries: Float[Array, "B S H K"],
+    keys: Float[Array, "B G K T"],
+    values: Float[Array, "B G T K"],
+    mask: Bool[Array, "B S T"],
+    *,
+    scale: float | None = None,
+    softcap: float = 0.0,
+) -> Float[Array, "B S H K"]:
+    """`attention` to keys and values as a cache holds them: as matrices that products read without turning them."""
+    rows, length, heads, size = queries.shape
+    groups, scale = keys.shape[1], scale or size**-0.5
+    grouped = queries.reshape(rows, length, groups, -1, size).swapaxes(1, 2).reshape(rows, groups, -1, size)
+    scores = jnp.einsum("bgqk,bgkt->bgqt", grouped, keys, preferred_element_type=jnp.float32)
+    scores = softcap * jnp.tanh(scores * (scale / softcap)) if softcap else scores * scale
+    # Finite, so that a row that sees nothing has gradients; far below any score, so that its weight is 0.
+    hidden = jnp.finfo(jnp.float32).min / 2
+    scores = jnp.where(mask[:, None, :, None], scores.reshape(rows, groups, length, -1, keys.shape[3]), hidden)
+    weights = jax.nn.softmax(scores, axis=-1).astype(values.dtype).reshape(rows, groups, -1, keys.shape[3])
+    y = jnp.einsum("bgqt,bgtk->bgqk", weights, values)
+    return y.reshape(rows, groups, length, -1, size).swapaxes(1, 2).reshape(rows, length, heads, size)
+
+
 def _capped_attention(
     queries: Float[Array, "B S H K"],
     keys: Float[Array, "B T G K"],
@@ -45,12 +68,6 @@ def _capped_attention(
     scale: float,
     softcap: float,
 ) -> Float[Array, "B S H K"]:
-    rows, length, heads, size = queries.shape
-    grouped = queries.reshape(rows, length, keys.shape[2], -1, size)
-    scores = jnp.einsum("bsghk,btgk->bghst", grouped, keys, preferred_element_type=jnp.float32)
-    scores = softcap * jnp.tanh(scores * (scale / softcap))
-    if mask is not None:
-        # Finite, so that a row that sees nothing has gradients; far below any score, so that its weight is 0.
-        scores = jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min / 2)
-    weights = jax.nn.softmax(scores, axis=-1).astype(values.dtype)
-    return jnp.einsum("bghst,btgk->bsghk", weights, values).reshape(rows, length, heads, size)
+    mask = jnp.ones((queries.shape[0], queries.shape[1], keys.shape[1]), bool) if mask is None else mask
+    turned = (keys.transpose(0, 2, 3, 1), values.swapaxes(1, 2))
+    return attention_over_cache(queries, *turned, mask, scale=scale, softcap=softcap)

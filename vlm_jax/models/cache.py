@@ -19,9 +19,9 @@ class KeyValueCache:
         row 1      a b c . . | d e .      slots 3, 4 stay invalid; positions of d, e are 3, 4
     """
 
-    keys: tuple[Float[Array, "R B T G K"], ...]
-    """One array for each block of the decoder's pattern; R = how often the pattern repeats."""
-    values: tuple[Float[Array, "R B T G K"], ...]
+    keys: tuple[Float[Array, "R B G K T"], ...]
+    """One array for each block of the decoder's pattern; R = how often the pattern repeats. See `unrolled`."""
+    values: tuple[Float[Array, "R B G T K"], ...]
     positions: Int[Array, "B T"]
     valid: Bool[Array, "B T"]
     used: Int[Array, ""]
@@ -43,11 +43,11 @@ class KeyValueCache:
         )
 
     def unrolled(self) -> "KeyValueCache":
-        """The same with an array for each layer, in their order: what an unrolled decoder takes (R is 1)."""
+        """The same with an array for each layer, in their order, without R: what an unrolled decoder takes."""
 
         def split(stacks: tuple[Array, ...]) -> tuple[Array, ...]:
             repeats = stacks[0].shape[0]
-            return tuple(stack[repeat : repeat + 1] for repeat in range(repeats) for stack in stacks)
+            return tuple(stack[repeat] for repeat in range(repeats) for stack in stacks)
 
         return dataclasses.replace(self, keys=split(self.keys), values=split(self.values))
 
@@ -55,8 +55,8 @@ class KeyValueCache:
         """A cache whose row q is this one's row rows[q]: several continuations of one prompt share its prefill."""
         return dataclasses.replace(
             self,
-            keys=tuple(keys[:, rows] for keys in self.keys),
-            values=tuple(values[:, rows] for values in self.values),
+            keys=tuple(jnp.take(keys, rows, axis=-4) for keys in self.keys),
+            values=tuple(jnp.take(values, rows, axis=-4) for values in self.values),
             positions=self.positions[rows],
             valid=self.valid[rows],
         )
@@ -65,11 +65,14 @@ class KeyValueCache:
 def empty_cache(
     pattern: int, repeats: int, rows: int, length: int, heads: int, head_size: int, dtype: jnp.dtype
 ) -> KeyValueCache:
-    """An empty cache: `pattern` arrays [repeats, rows, length, heads, head_size] of keys, and as many of values."""
-    zeros = tuple(jnp.zeros((repeats, rows, length, heads, head_size), dtype) for _ in range(pattern))
+    """An empty cache: for each block of the pattern an array of keys and one of values."""
+
+    def zeros(*shape: int) -> tuple[Array, ...]:
+        return tuple(jnp.zeros((repeats, rows, heads, *shape), dtype) for _ in range(pattern))
+
     return KeyValueCache(
-        keys=zeros,
-        values=jax.tree.map(jnp.copy, zeros),
+        keys=zeros(head_size, length),
+        values=zeros(length, head_size),
         positions=jnp.zeros((rows, length), jnp.int32),
         valid=jnp.zeros((rows, length), bool),
         used=jnp.zeros((), jnp.int32),

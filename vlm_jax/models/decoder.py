@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from vlm_jax.models.attention import AttentionKernel, attention
+from vlm_jax.models.attention import AttentionKernel, attention, attention_over_cache
 from vlm_jax.models.cache import KeyValueCache, empty_cache
 from vlm_jax.models.layers import Activation, GatedMLP, Precision, Projection, RematPolicy, RMSNorm, parameter, remat
 from vlm_jax.models.rope import RopeScaling, Turns, rope_turns, rotary
@@ -121,7 +121,7 @@ class SelfAttention(nn.Module):
         turns: Turns,
         mask: Bool[Array, "B S T"],
         cache: KeyValueCache | None,
-        repeat: Int[Array, ""],
+        repeat: Int[Array, ""] | None,
     ) -> tuple[Float[Array, "B S D"], KeyValueCache | None]:
         c, precision = self.config, self.precision
 
@@ -138,10 +138,12 @@ class SelfAttention(nn.Module):
             queries = RMSNorm(precision, c.norm_epsilon, c.norm_offset, name="query_norm")(queries)
             keys = RMSNorm(precision, c.norm_epsilon, c.norm_offset, name="key_norm")(keys)
         queries, keys = rotary(queries, turns), rotary(keys, turns)
-        if cache is not None:
+        options: Any = {"scale": c.query_scale or None, "softcap": c.attention_softcap}
+        if cache is None:
+            y = attention(queries, keys, values, mask, c.attention_kernel, **options)
+        else:
             cache, keys, values = self.remember(cache, repeat, keys, values, x.shape[1])
-        query_scale = c.query_scale or None
-        y = attention(queries, keys, values, mask, c.attention_kernel, scale=query_scale, softcap=c.attention_softcap)
+            y = attention_over_cache(queries, keys, values, mask, **options)
         shape, axes = (c.heads, c.head_size, c.width), ("heads", "head_size", "embed")
         scale = (2 * c.layers) ** -0.5
         fan_in = c.heads * c.head_size
@@ -150,17 +152,20 @@ class SelfAttention(nn.Module):
         return out(y), cache
 
     def remember(
-        self, cache: KeyValueCache, repeat: Array, keys: Array, values: Array, count: int
+        self, cache: KeyValueCache, repeat: Array | None, keys: Array, values: Array, count: int
     ) -> tuple[KeyValueCache, Array, Array]:
-        """Writes this layer's new keys and values; returns the cache and all that the layer has, [B, T, G, K] each."""
+        """Writes this layer's new keys and values; returns the cache and all that the layer has, in its layout."""
+        start = cache.used - count
 
-        def write(store: Array, new: Array) -> tuple[Array, Array]:
-            start = (repeat, 0, cache.used - count, 0, 0)
-            store = jax.lax.dynamic_update_slice(store, new[None].astype(store.dtype), start)
+        def write(store: Array, new: Array, place: tuple[Array | int, ...]) -> tuple[Array, Array]:
+            if repeat is None:
+                store = jax.lax.dynamic_update_slice(store, new.astype(store.dtype), (0, 0, *place))
+                return store, store
+            store = jax.lax.dynamic_update_slice(store, new[None].astype(store.dtype), (repeat, 0, 0, *place))
             return store, jax.lax.dynamic_index_in_dim(store, repeat, keepdims=False)
 
-        stored_keys, all_keys = write(cache.keys[self.place], keys)
-        stored_values, all_values = write(cache.values[self.place], values)
+        stored_keys, all_keys = write(cache.keys[self.place], keys.transpose(0, 2, 3, 1), (0, start))
+        stored_values, all_values = write(cache.values[self.place], values.swapaxes(1, 2), (start, 0))
 
         def swap(arrays: tuple[Array, ...], new: Array) -> tuple[Array, ...]:
             return tuple(new if i == self.place else array for i, array in enumerate(arrays))
@@ -177,7 +182,7 @@ class Block(nn.Module):
     place: int
 
     @nn.compact
-    def __call__(self, state: State, turns: Turns, mask: Array, repeat: Array) -> State:
+    def __call__(self, state: State, turns: Turns, mask: Array, repeat: Array | None) -> State:
         c, precision = self.config, self.precision
         x, cache = state
 
@@ -204,7 +209,7 @@ class Pattern(nn.Module):
 
     @nn.compact
     def __call__(
-        self, state: State, repeat: Array, turns: Turns, masks: Masks, every: bool
+        self, state: State, repeat: Array | None, turns: Turns, masks: Masks, every: bool
     ) -> tuple[State, tuple[Float[Array, "B S D"], ...]]:
         block = remat(Block, self.config.remat)
         outputs = []
@@ -293,23 +298,24 @@ class Decoder(nn.Module):
         state: State = (x, cache)
         outputs = []
         for layer in self.layers:
-            state, blocks = layer(state, jnp.int32(0), turns, masks, every)
+            state, blocks = layer(state, None, turns, masks, every)
             outputs.append(blocks)
         return state, jax.tree.map(lambda *each: jnp.stack(each), *outputs)
 
     def unembed(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
         """Hidden states -> logits, float32."""
         dtype, cap = jnp.dtype(self.precision.compute), self.config.logit_softcap
-        if self.config.tied_embeddings:
-            # In decoding, where rows are few, the table comes first: XLA for CPUs then reads it twice as fast.
-            equation = "vd,bd->bv" if hidden.ndim == 2 else "...d,vd->...v"
-            kernel = self.embedding
+        hidden = hidden.astype(dtype)
+        if self.config.tied_embeddings and hidden.ndim == 2:
+            # In decoding, where rows are few, XLA for CPUs reads the table fastest as the left factor; without the
+            # barrier it would turn the product round.
+            columns = jnp.einsum("vd,bd->vb", self.embedding.astype(dtype), hidden, preferred_element_type=jnp.float32)
+            logits = jax.lax.optimization_barrier(columns).T
+        elif self.config.tied_embeddings:
+            table = self.embedding.astype(dtype)
+            logits = jnp.einsum("...d,vd->...v", hidden, table, preferred_element_type=jnp.float32)
         else:
-            equation, kernel = "...d,dv->...v", self.head
-        factors = (hidden.astype(dtype), kernel.astype(dtype))
-        if equation.startswith("v"):
-            factors = factors[::-1]
-        logits = jnp.einsum(equation, *factors, preferred_element_type=jnp.float32)
+            logits = jnp.einsum("...d,dv->...v", hidden, self.head.astype(dtype), preferred_element_type=jnp.float32)
         return cap * jnp.tanh(logits / cap) if cap else logits
 
     def empty_cache(self, rows: int, length: int) -> KeyValueCache:
