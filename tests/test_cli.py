@@ -145,6 +145,19 @@ def test_generate_answers_every_turn(trained: Path, picture: Path, run: Run) -> 
     assert run("generate", *arguments, "--max-new-tokens", 4)[1] == out
 
 
+def test_generate_gives_several_answers_to_one_prompt(trained: Path, run: Run, refused: Callable[..., str]) -> None:
+    arguments = ["--model", trained, "--prompt", "Опиши.", "--max-new-tokens", 4, "--samples", 3]
+    code, out, _ = run("generate", *arguments, "--temperature", 1.5)
+    assert code == 0
+    answers = [line[4:] for line in out.splitlines() if line.startswith("[")]
+    assert len(answers) == 3
+    assert "--samples" in refused("generate", *arguments, "--prompt", "Ещё.")
+    (first, *_) = answers
+    if first:
+        stopped = run("generate", *arguments, "--temperature", 1.5, "--stop", first[0])[1]
+        assert stopped.startswith("[1] \n")
+
+
 def test_a_step_directory_is_a_model(trained: Path, run: Run) -> None:
     step = trained / "checkpoints" / "captions" / "3"
     assert run("generate", "--model", step, "--prompt", "hello", "--max-new-tokens", 2)[0] == 0
@@ -291,7 +304,15 @@ def test_picture_that_is_none(trained: Path, tmp_path: Path, picture: Path, refu
 
 @pytest.mark.parametrize(
     ("option", "value"),
-    [("--temperature", "-1"), ("--top-p", "2"), ("--top-k", "-1"), ("--max-new-tokens", "0"), ("--seed", "x")],
+    [
+        ("--temperature", "-1"),
+        ("--top-p", "2"),
+        ("--top-k", "-1"),
+        ("--max-new-tokens", "0"),
+        ("--samples", "0"),
+        ("--stop", ""),
+        ("--seed", "x"),
+    ],
 )
 def test_bad_sampling(option: str, value: str, trained: Path, refused: Callable[..., str]) -> None:
     line = refused("generate", "--model", trained, "--prompt", "x", option, value)
