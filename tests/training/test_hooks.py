@@ -131,7 +131,15 @@ def test_signals_are_noted_and_handlers_given_back(number):
     assert signal.getsignal(number) is before
 
 
-def test_a_second_interrupt_interrupts_at_once():
+@pytest.fixture
+def interruptible():
+    """Ctrl-C raises KeyboardInterrupt, also where a shell started the tests in the background and had it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_a_second_interrupt_interrupts_at_once(interruptible):
     with Preemption() as leaving:
         os.kill(os.getpid(), signal.SIGINT)
         wait_for(leaving)
