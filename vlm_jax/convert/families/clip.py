@@ -4,17 +4,16 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from vlm_jax.convert.families.common import read_activation, write_activation
 from vlm_jax.convert.families.vision import (
     BlockNames,
     block_rows,
-    check_resampling,
     convolution,
     norm,
     pair,
     patch_stem,
     position_grid,
-    square_size,
+    read_blocks,
+    write_blocks,
 )
 from vlm_jax.convert.names import Part, Reshape, Row
 from vlm_jax.errors import UserError
@@ -62,17 +61,11 @@ def read_config(hf: Mapping[str, Any]) -> ViTConfig:
     return ViTConfig(
         size,
         patch_stem(vision, size, bias=False),
-        width=vision["hidden_size"],
-        layers=vision["num_hidden_layers"],
-        heads=vision["num_attention_heads"],
-        mlp_width=vision["intermediate_size"],
-        norm_epsilon=vision["layer_norm_eps"],
+        **read_blocks(vision),
         mean=MEAN,
         std=STD,
         class_token=True,
         stem_norm=True,
-        activation=read_activation(vision),
-        position_resampling="bicubic",
         final_norm="pooled",
     )
 
@@ -112,26 +105,5 @@ def write_fields(config: ViTConfig) -> dict[str, Any]:
     Raises:
         UserError: if CLIP cannot express the blocks or the stem.
     """
-    size = square_size(config, "CLIP")
-    others = {
-        "registers": config.registers,
-        "layer_scale": config.layer_scale,
-        "gated_mlp": config.gated_mlp,
-        "a bias in the stem": getattr(config.stem, "bias", False),
-        "attention without biases": not config.attention_bias,
-    }
-    if wrong := [name for name, present in others.items() if present]:
-        raise UserError(f"CLIP has no {' and no '.join(wrong)}")
-    check_resampling(config, "CLIP", "bicubic")
-    return {
-        "model_type": "clip_vision_model",
-        "hidden_size": config.width,
-        "intermediate_size": config.mlp_width,
-        "num_hidden_layers": config.layers,
-        "num_attention_heads": config.heads,
-        "num_channels": 3,
-        "image_size": size,
-        "patch_size": config.stem.stride,
-        "hidden_act": write_activation(config.activation),
-        "layer_norm_eps": config.norm_epsilon,
-    }
+    others = {"a bias in the stem": getattr(config.stem, "bias", False)}
+    return {"model_type": "clip_vision_model", **write_blocks(config, "CLIP", others)}

@@ -5,16 +5,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from vlm_jax.convert.families.clip import NAMES
-from vlm_jax.convert.families.common import read_activation, write_activation
 from vlm_jax.convert.families.vision import (
     block_rows,
-    check_resampling,
     convolution,
     norm,
     pair,
     patch_stem,
     position_grid,
-    square_size,
+    read_blocks,
+    write_blocks,
 )
 from vlm_jax.convert.names import Reshape, Row
 from vlm_jax.errors import UserError
@@ -48,13 +47,7 @@ def read_config(hf: Mapping[str, Any]) -> ViTConfig:
     return ViTConfig(
         size,
         patch_stem(vision, size, bias=True),
-        width=vision["hidden_size"],
-        layers=vision["num_hidden_layers"],
-        heads=vision["num_attention_heads"],
-        mlp_width=vision["intermediate_size"],
-        norm_epsilon=vision["layer_norm_eps"],
-        activation=read_activation(vision),
-        position_resampling="bicubic",
+        **read_blocks(vision),
     )
 
 
@@ -89,28 +82,8 @@ def write_fields(config: ViTConfig) -> dict[str, Any]:
     Raises:
         UserError: if SigLIP cannot express the blocks or the stem.
     """
-    size = square_size(config, "SigLIP")
     others = {
-        "registers": config.registers,
         "norm before the blocks": config.stem_norm,
-        "layer_scale": config.layer_scale,
-        "gated_mlp": config.gated_mlp,
         "stem without a bias": not getattr(config.stem, "bias", True),
-        "attention without biases": not config.attention_bias,
     }
-    if wrong := [name for name, present in others.items() if present]:
-        raise UserError(f"SigLIP has no {' and no '.join(wrong)}")
-    check_resampling(config, "SigLIP", "bicubic")
-    return {
-        "model_type": "siglip_vision_model",
-        "hidden_size": config.width,
-        "intermediate_size": config.mlp_width,
-        "num_hidden_layers": config.layers,
-        "num_attention_heads": config.heads,
-        "num_channels": 3,
-        "image_size": size,
-        "patch_size": config.stem.stride,
-        "hidden_act": write_activation(config.activation),
-        "layer_norm_eps": config.norm_epsilon,
-        "vision_use_head": False,
-    }
+    return {"model_type": "siglip_vision_model", **write_blocks(config, "SigLIP", others), "vision_use_head": False}

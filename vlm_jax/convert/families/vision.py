@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from vlm_jax.convert.families.common import affine
+from vlm_jax.convert.families.common import affine, read_activation, write_activation
 from vlm_jax.convert.names import Row, Transpose, per_layer
 from vlm_jax.errors import UserError
 from vlm_jax.models.vit import ConvStem, PatchStem, ViTConfig
@@ -119,3 +119,51 @@ def check_resampling(config: ViTConfig, architecture: str, method: str) -> None:
             f"{architecture} resamples positions by {method}, and this model by {config.position_resampling}; "
             "they are for another grid than its pictures have"
         )
+
+
+def read_blocks(hf: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of a ViTConfig that config.json holds under the names that CLIP and SigLIP share."""
+    return {
+        "width": hf["hidden_size"],
+        "layers": hf["num_hidden_layers"],
+        "heads": hf["num_attention_heads"],
+        "mlp_width": hf["intermediate_size"],
+        "norm_epsilon": hf["layer_norm_eps"],
+        "activation": read_activation(hf),
+        "position_resampling": "bicubic",
+    }
+
+
+def write_blocks(config: ViTConfig, architecture: str, others: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of config.json that CLIP and SigLIP share.
+
+    Args:
+        config: what to write.
+        architecture: its name, for messages.
+        others: by name, what the architecture does not have, and whether the config has it.
+
+    Raises:
+        UserError: if the architecture cannot express the blocks or the stem.
+    """
+    size = square_size(config, architecture)
+    others = {
+        "registers": config.registers,
+        "layer_scale": config.layer_scale,
+        "gated_mlp": config.gated_mlp,
+        "attention without biases": not config.attention_bias,
+        **others,
+    }
+    if wrong := [name for name, present in others.items() if present]:
+        raise UserError(f"{architecture} has no {' and no '.join(wrong)}")
+    check_resampling(config, architecture, "bicubic")
+    return {
+        "hidden_size": config.width,
+        "intermediate_size": config.mlp_width,
+        "num_hidden_layers": config.layers,
+        "num_attention_heads": config.heads,
+        "num_channels": 3,
+        "image_size": size,
+        "patch_size": config.stem.stride,
+        "hidden_act": write_activation(config.activation),
+        "layer_norm_eps": config.norm_epsilon,
+    }
