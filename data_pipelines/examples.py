@@ -43,20 +43,34 @@ class Image:
 Segment = Text | Image
 
 
+WhenLong = Literal["refuse", "cut", "split"]
+"""What becomes of an example that no row can hold: it is put into quarantine; or its end is cut off, in text only and
+with the pictures that no longer fit; or it goes on as further examples. The last two are for trunks without branches."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Example:
     """Trunk, branches, and where it came from. Everything after `kinds/` is blind to the kind of data this was.
 
     Raises:
-        ValueError: if an image stands in a branch (branches share the trunk's pictures) or the trunk is empty.
+        ValueError: if an image stands in a branch (branches share the trunk's pictures), the trunk is empty, branches
+            are to be cut or split, or there is not one label a branch.
     """
 
     trunk: tuple[Segment, ...]
     branches: tuple[tuple[Text, ...], ...] = ()
     source: str = ""
     id: str = ""
+    labels: tuple[float, ...] = ()
+    """Preference data: a label for each branch (1 = chosen or good, 0 = rejected or bad), which makes every branch an
+    entry of its own in the batch; () = the example is one entry."""
+    when_long: WhenLong = "refuse"
 
     def __post_init__(self) -> None:
+        if self.labels and len(self.labels) != len(self.branches):
+            raise ValueError(f"example {self.id or '?'}: {len(self.labels)} labels for {len(self.branches)} branches")
+        if self.branches and self.when_long != "refuse":
+            raise ValueError(f"example {self.id or '?'}: branches can be neither cut nor split")
         if not self.trunk and not self.branches:
             raise ValueError(f"example {self.id or '?'} of {self.source or '?'}: it is empty")
         for branch in self.branches:
