@@ -44,8 +44,8 @@ Segment = Text | Image
 
 
 WhenLong = Literal["refuse", "cut", "split"]
-"""What becomes of an example that no row can hold: it is put into quarantine; or its end is cut off, in text only and
-with the pictures that no longer fit; or it goes on as further examples. The last two are for trunks without branches."""
+"""What becomes of an example that no row can hold: it is put into quarantine; or its end is cut off, in text only, with
+the pictures that no longer fit; or it goes on as further examples. The last two are for trunks without branches."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,8 +10,8 @@ A record has an 'id' and the fields of the kinds that it can serve:
     preference    {'id', 'image'? | 'images'?, 'prompt' | 'messages', 'chosen', 'rejected'}
 
 'image' is an `Image`, 'images' a list of them; a message's 'content' is a string, or a list of {'text'} and {'image'}
-in order. 'text_index' says which text segment (counted from 0 among the record's segments) a picture belongs to, where a
-corpus knows it. More fields may stand there; kinds do not read them.
+in order. 'text_index' says which text segment (counted from 0 among the record's segments) a picture belongs to, where
+a corpus knows it. More fields may stand there; kinds do not read them.
 """
 
 from collections.abc import Mapping
