@@ -25,6 +25,8 @@ _FILTERS = {
 _TIFF = (b"II*\0", b"MM\0*")
 _PAD_GREY = 128
 
+FILE_LIMIT = 64 << 20
+"""Bytes of a picture's file; larger ones are not read."""
 PIXEL_LIMIT = 89_478_485
 """Pictures with more pixels are not decoded: 256 MiB of RGB, where Pillow too begins to speak of a bomb."""
 

@@ -1,0 +1,130 @@
+"""What an example must be before it is tokenised: right types, sane sizes, and texts that something can be learned of.
+
+A record that fails is set aside with the reason, and the run goes on; none of this is ever repaired in silence.
+Right-to-left and zero-width characters, any script and any mixture of them are fine.
+"""
+
+import itertools
+import math
+import unicodedata
+
+import numpy as np
+
+from data_pipelines.examples import Example, Image, Segment, Text
+from data_pipelines.images import FILE_LIMIT
+from data_pipelines.quarantine import BadRecord
+from data_pipelines.rendered import Rendered
+
+TEXT_LIMIT = 1_000_000
+"""Characters of one text: a book. Longer ones are files that were taken for texts."""
+SEGMENT_LIMIT = 10_000
+"""Segments of an example, texts and pictures, over its trunk and branches."""
+BYTES_LIMIT = 2 * FILE_LIMIT
+"""Bytes of an example's encoded pictures: dozens of examples wait in memory at a time."""
+
+_INVISIBLE = frozenset(("Cc", "Cf", "Cs", "Zl", "Zp", "Zs"))
+"""Unicode's general categories of control, format and space characters, and halves of surrogate pairs."""
+_BLANK = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0") | frozenset(map(chr, range(0xFE00, 0xFE10)))
+"""Fillers, the empty Braille cell and variation selectors: other categories, and nothing to see either."""
+
+
+def check_example(example: Example) -> None:
+    """Refuses an example that cannot be learned from, or that can only be a mistake.
+
+    Raises:
+        BadRecord: if a text holds NUL or half of a surrogate pair, or is longer than TEXT_LIMIT; if a turn that is to
+            be learned, or all running text that is, shows nothing; if there are more than SEGMENT_LIMIT segments or
+            BYTES_LIMIT bytes of pictures; if a field is of another type than `Example` says.
+    """
+    if not isinstance(example.id, str):
+        raise BadRecord(f"its id is {_a(example.id)}; ids are strings", repr(example.id))
+    segments = [*example.trunk, *itertools.chain.from_iterable(example.branches)]
+    try:
+        if len(segments) > SEGMENT_LIMIT:
+            raise BadRecord(f"{len(segments):,} segments; at most {SEGMENT_LIMIT:,} are taken: split the record")
+        for number, segment in enumerate(segments, 1):
+            _check_segment(segment, number)
+        size = sum(len(segment.data) for segment in segments if isinstance(segment, Image) and segment.data)
+        if size > BYTES_LIMIT:
+            raise BadRecord(f"pictures of {size:,} bytes; at most {BYTES_LIMIT:,} are taken: split the record")
+        _check_loss(example)
+        for label in example.labels:
+            if isinstance(label, bool) or not isinstance(label, (int, float)) or not math.isfinite(label):
+                raise BadRecord(f"a label is {label!r}; labels are finite numbers")
+    except BadRecord as error:
+        raise BadRecord(str(error), example.id) from None
+
+
+def is_visible(text: str) -> bool:
+    """Whether any character of the text can be seen: not only spaces, control and format characters, and fillers."""
+    return any(unicodedata.category(c) not in _INVISIBLE and c not in _BLANK for c in text)
+
+
+def check_slots(rendered: Rendered, prompt_tokens: int) -> None:
+    """Refuses an example whose places for visual tokens are not exactly those of its pictures, in order.
+
+    Args:
+        rendered: The example as arrays.
+        prompt_tokens: N, positions that a picture takes.
+
+    Raises:
+        BadRecord: with both numbers.
+    """
+    places = np.unique(rendered.visual_index[rendered.visual_index >= 0])
+    expected = len(rendered.images) * prompt_tokens
+    if not np.array_equal(places, np.arange(expected)):
+        raise BadRecord(
+            f"{len(places)} places for visual tokens, but {len(rendered.images)} pictures of {prompt_tokens} make "
+            f"{expected}: its template and the model's adapter must agree on the tokens a picture",
+            rendered.id,
+        )
+
+
+def _check_segment(segment: Segment, number: int) -> None:
+    if isinstance(segment, Text):
+        _check_text(segment, number)
+    elif isinstance(segment, Image):
+        if segment.path is not None and not isinstance(segment.path, str):
+            raise BadRecord(f"segment {number}: the picture's path is {_a(segment.path)}, not a string")
+        if segment.data is not None and not isinstance(segment.data, bytes):
+            raise BadRecord(
+                f"segment {number}: the picture is {_a(segment.data)}, not the bytes of a file: encode it as PNG"
+            )
+    else:
+        raise BadRecord(f"segment {number} is {_a(segment)}; segments are texts and pictures")
+
+
+def _check_text(segment: Text, number: int) -> None:
+    text = segment.text
+    if not isinstance(text, str):
+        raise BadRecord(f"segment {number}: its text is {_a(text)}; decode it to a string (UTF-8)")
+    if len(text) > TEXT_LIMIT:
+        raise BadRecord(f"segment {number}: a text of {len(text):,} characters; at most {TEXT_LIMIT:,} are taken")
+    if "\0" in text:
+        raise BadRecord(f"segment {number}: NUL at character {text.index(chr(0))}: not a text file")
+    if not text.isascii():
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise BadRecord(
+                f"segment {number}: half of a surrogate pair at character {error.start}: damaged when it was decoded"
+            ) from None
+
+
+def _check_loss(example: Example) -> None:
+    """Every turn that is learned must show something; of running text, all of a trunk or branch together."""
+    for part in (example.trunk, *example.branches):
+        running = []
+        for segment in part:
+            if isinstance(segment, Text) and segment.loss:
+                if segment.role is None:
+                    running.append(segment.text)
+                elif not is_visible(segment.text):
+                    raise BadRecord(f"the text of the {segment.role}'s turn is empty, and it was to be learned")
+        if running and not any(map(is_visible, running)):
+            raise BadRecord("the text that was to be learned is empty, or nothing of it can be seen")
+
+
+def _a(value: object) -> str:
+    kind = type(value).__name__
+    return f"{'an' if kind[0].lower() in 'aeiou' else 'a'} {kind}"
