@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 WORKDIR ?= runs/quickstart
 SMOL_WORKDIR ?= runs/smol
+DATA ?= data
 PYTEST_ARGS ?= -n 2 --dist loadfile
 
 BIN := $(VENV)/bin
@@ -11,11 +12,12 @@ PIP := $(BIN)/python -m pip install --quiet
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export PIP_USER = 0
 
-.PHONY: help quickstart smol test test-parity lint format golden lock clean
+.PHONY: help quickstart smol data test test-parity lint format golden lock clean
 
 help:
 	@echo 'make quickstart   install, train the small model on easy-VQA, evaluate it, write $(WORKDIR)/report.html'
 	@echo 'make smol         the same with real weights: DINOv2 + SmolLM2, less than an hour; writes $(SMOL_WORKDIR)/report.html'
+	@echo 'make data         fetch the bilingual corpora from Debian packages and prepare them for training, in $(DATA)/'
 	@echo 'make test         install, lint, check types, run all tests'
 	@echo 'make test-parity  install torch and transformers too, compare every model family with them'
 	@echo 'make lint         lint and check types only'
@@ -35,6 +37,11 @@ smol: $(VENV)/offline-weights.stamp
 	$(BIN)/vlm train experiments/smol_vlm.py --workdir $(SMOL_WORKDIR)
 	$(BIN)/vlm eval experiments/smol_vlm.py --workdir $(SMOL_WORKDIR)
 	@echo 'The report: $(SMOL_WORKDIR)/report.html'
+
+data: $(VENV)/prepare.stamp
+	$(BIN)/vlm data fetch --output $(DATA)/raw
+	$(BIN)/vlm data prepare corpora $(DATA)/raw $(DATA)/prepared
+	@echo 'The report: $(DATA)/prepared/report.html'
 
 test: lint
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
@@ -65,7 +72,11 @@ $(VENV)/base.stamp: requirements/base.lock pyproject.toml setup.py
 	$(PIP) --no-deps --no-build-isolation --editable .
 	@touch $@
 
-$(VENV)/test.stamp: $(VENV)/base.stamp requirements/test.lock
+$(VENV)/prepare.stamp: $(VENV)/base.stamp requirements/prepare.lock
+	$(PIP) -r requirements/prepare.lock
+	@touch $@
+
+$(VENV)/test.stamp: $(VENV)/prepare.stamp requirements/test.lock
 	$(PIP) -r requirements/test.lock
 	@touch $@
 
@@ -78,21 +89,25 @@ $(VENV)/offline-weights.stamp: $(VENV)/base.stamp requirements/offline-weights.l
 	@touch $@
 
 # In an environment of its own, so that nothing that happens to be installed gets in; setuptools builds the project.
+# Each lock lists what its extra adds to the ones before it.
 lock:
 	rm -rf build/lock
 	$(PYTHON) -m venv build/lock
 	build/lock/bin/python -m pip install --quiet 'setuptools>=77' --editable .
-	build/lock/bin/python -m pip freeze --all --exclude pip --exclude-editable > requirements/base.lock
-	build/lock/bin/python -m pip install --quiet --constraint requirements/base.lock --editable '.[test]'
-	echo '-r base.lock' > requirements/test.lock
-	build/lock/bin/python -m pip freeze --all --exclude pip --exclude-editable \
-		| grep --invert-match --line-regexp --fixed-strings --file=requirements/base.lock >> requirements/test.lock
-	build/lock/bin/python -m pip install --quiet --constraint requirements/base.lock --editable '.[test,parity]'
-	echo '-r test.lock' > requirements/parity.lock
-	build/lock/bin/python -m pip freeze --all --exclude pip --exclude-editable \
-		| grep --invert-match --line-regexp --fixed-strings --file=requirements/base.lock --file=requirements/test.lock \
-		| grep --invert-match --extended-regexp '^(nvidia|cuda|triton)' | sed 's/+cpu$$//' >> requirements/parity.lock
+	$(FREEZE) > requirements/base.lock
+	build/lock/bin/python -m pip install --quiet --constraint requirements/base.lock --editable '.[prepare]'
+	(echo '-r base.lock'; $(FREEZE) | $(NOT_IN) --file=requirements/base.lock) > requirements/prepare.lock
+	build/lock/bin/python -m pip install --quiet --constraint requirements/prepare.lock --editable '.[prepare,test]'
+	(echo '-r prepare.lock'; $(FREEZE) | $(NOT_IN) --file=requirements/base.lock --file=requirements/prepare.lock) \
+		> requirements/test.lock
+	build/lock/bin/python -m pip install --quiet --constraint requirements/test.lock --editable '.[prepare,test,parity]'
+	(echo '-r test.lock'; $(FREEZE) | $(NOT_IN) --file=requirements/base.lock --file=requirements/prepare.lock \
+		--file=requirements/test.lock | grep --invert-match --extended-regexp '^(nvidia|cuda|triton)' | sed 's/+cpu$$//') \
+		> requirements/parity.lock
 	rm -rf build/lock
+
+FREEZE := build/lock/bin/python -m pip freeze --all --exclude pip --exclude-editable
+NOT_IN := grep --invert-match --line-regexp --fixed-strings
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
