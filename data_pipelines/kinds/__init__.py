@@ -1,15 +1,21 @@
 """Kinds: how a raw record becomes an Example. A kind decides order, template and loss flags, and nothing else."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
 from data_pipelines.examples import Example
 from data_pipelines.kinds.captions import Captions
 from data_pipelines.kinds.instruct import Instruct
+from data_pipelines.kinds.interleaved import Interleaved
+from data_pipelines.kinds.preference import Preference
+from data_pipelines.kinds.text_only import TextOnly
 
-KindConfig = Captions | Instruct
+KindConfig = Interleaved | Captions | Instruct | TextOnly | Preference
+
+KIND_NAMES: Mapping[str, type[KindConfig]] = {config.kind: config for config in get_args(KindConfig)}
+"""Each kind's name, as `kind` of its config has it -> the config's type."""
 
 
 def to_example(record: Mapping[str, Any], config: KindConfig, rng: np.random.Generator, source: str = "") -> Example:
@@ -21,4 +27,13 @@ def to_example(record: Mapping[str, Any], config: KindConfig, rng: np.random.Gen
     return config(record, rng, source)
 
 
-__all__ = ["Captions", "Instruct", "KindConfig", "to_example"]
+__all__ = [
+    "KIND_NAMES",
+    "Captions",
+    "Instruct",
+    "Interleaved",
+    "KindConfig",
+    "Preference",
+    "TextOnly",
+    "to_example",
+]
