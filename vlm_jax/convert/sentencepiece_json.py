@@ -3,18 +3,16 @@
 from typing import Any, Literal
 
 import tokenizers
-from sentencepiece import sentencepiece_model_pb2
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
 
 from data_pipelines.tokenizers import SentencePieceTokenizer
 from data_pipelines.tokenizers.merges import merges_by_score
 from data_pipelines.tokenizers.metadata import sentencepiece_decoder
+from vlm_jax.convert.sentencepiece_proto import BYTE, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, parse_model
 from vlm_jax.errors import UserError
 
 _MARK = "▁"
-_MODEL: Any = vars(sentencepiece_model_pb2)["ModelProto"]
-_PIECE = _MODEL.SentencePiece
-_LEARNED = (_PIECE.NORMAL, _PIECE.USER_DEFINED, _PIECE.UNUSED)
+_LEARNED = (NORMAL, USER_DEFINED, UNUSED)
 _UNIGRAM, _BPE = 1, 2
 
 _BYTES = pre_tokenizers.Split(Regex("<(?=0x[0-9A-F]{2}>)"), "isolated")
@@ -30,7 +28,7 @@ def sentencepiece_json(tokenizer: SentencePieceTokenizer) -> str:
     Raises:
         UserError: if the model is neither Unigram nor BPE, or changes its text before it is cut into pieces.
     """
-    proto = _MODEL.FromString(tokenizer.model)
+    proto = parse_model(tokenizer.model)
     normalizer = proto.normalizer_spec
     if normalizer.precompiled_charsmap or normalizer.remove_extra_whitespaces:
         raise UserError(
@@ -59,10 +57,10 @@ def sentencepiece_json(tokenizer: SentencePieceTokenizer) -> str:
 
 
 def _unigram(proto: Any, pieces: list[str]) -> tokenizers.Tokenizer:
-    lowest = min(piece.score for piece in proto.pieces if piece.type == _PIECE.NORMAL)
+    lowest = min(piece.score for piece in proto.pieces if piece.type == NORMAL)
     # The library's score of an unknown character goes by the lowest of all, sentencepiece's by that of learned pieces.
     scores = [piece.score if piece.type in _LEARNED else lowest for piece in proto.pieces]
-    unknown = next(id for id, piece in enumerate(proto.pieces) if piece.type == _PIECE.UNKNOWN)
+    unknown = next(id for id, piece in enumerate(proto.pieces) if piece.type == UNKNOWN)
     vocabulary = list(zip(pieces, scores, strict=True))
     tokenizer = tokenizers.Tokenizer(models.Unigram(vocabulary, unknown, byte_fallback=_has_bytes(proto)))
     tokenizer.pre_tokenizer = _BYTES
@@ -72,10 +70,10 @@ def _unigram(proto: Any, pieces: list[str]) -> tokenizers.Tokenizer:
 def _bpe(proto: Any, pieces: list[str]) -> tokenizers.Tokenizer:
     scores = {text: piece.score for text, piece in zip(pieces, proto.pieces, strict=True) if piece.type in _LEARNED}
     vocabulary = {text: id for id, text in enumerate(pieces)}
-    unknown = next(text for text, piece in zip(pieces, proto.pieces, strict=True) if piece.type == _PIECE.UNKNOWN)
+    unknown = next(text for text, piece in zip(pieces, proto.pieces, strict=True) if piece.type == UNKNOWN)
     model = models.BPE(vocabulary, merges_by_score(scores), unk_token=unknown, fuse_unk=True, byte_fallback=True)
     return tokenizers.Tokenizer(model)
 
 
 def _has_bytes(proto: Any) -> bool:
-    return any(piece.type == _PIECE.BYTE for piece in proto.pieces)
+    return any(piece.type == BYTE for piece in proto.pieces)
