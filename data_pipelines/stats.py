@@ -3,7 +3,6 @@
 import base64
 import collections
 import io
-import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -14,15 +13,12 @@ from matplotlib.figure import Figure
 
 from data_pipelines.inspect import page_template
 from data_pipelines.loader import StageData
+from data_pipelines.scripts import SCRIPTS, script_of, words_of
 from data_pipelines.template import Processor
 from vlm_jax.batch import Batch, BatchInfo
 
 _KEPT_WORDS = 40
-_WORD = re.compile(r"[^\W\d_]+(?:-[^\W\d_]+)*")
-_CYRILLIC = re.compile(r"[\u0400-\u04ff]")
-_LATIN = re.compile(r"[A-Za-z\u00c0-\u024f]")
 _COLOURS = {"visual": "#f2b134", "prompt": "#8fb8de", "learned": "#2e9e5b", "padding": "#d0d5dd", "bars": "#4a7fb5"}
-_SCRIPTS = {"latin": "Latin script", "cyrillic": "Cyrillic script", "other": "other"}
 
 
 def stats(stage: StageData, processor: Processor, batches: Iterable[tuple[Batch, BatchInfo]]) -> dict[str, Any]:
@@ -56,7 +52,7 @@ def stats(stage: StageData, processor: Processor, batches: Iterable[tuple[Batch,
             sources[source].update(examples=1, tokens=len(at), learned=int(learned[row, at].sum()))
             for text, is_answer in _texts(batch, row, at, processor):
                 script = script_of(text)
-                words[script].update(word.lower() for word in _WORD.findall(text))
+                words[script].update(word.lower() for word in words_of(text))
                 if is_answer:
                     answers[script][text] += 1
         examples += [len(np.unique(row[row > 0])) for row in segment]
@@ -89,14 +85,6 @@ def stats(stage: StageData, processor: Processor, batches: Iterable[tuple[Batch,
     }
 
 
-def script_of(text: str) -> str:
-    """'cyrillic' or 'latin', whichever has more letters in the text; 'other' where it has neither."""
-    cyrillic, latin = len(_CYRILLIC.findall(text)), len(_LATIN.findall(text))
-    if not cyrillic and not latin:
-        return "other"
-    return "cyrillic" if cyrillic > latin else "latin"
-
-
 def stats_page(figures: dict[str, Any]) -> str:
     """The figures of `stats` as one HTML page with plots, without outside requests."""
     plots = [
@@ -107,8 +95,8 @@ def stats_page(figures: dict[str, Any]) -> str:
         plots.append(("Pictures a row", _plot_histogram(figures["image_counts"], "pictures", "rows", bins=0)))
     by_source = {name: values["examples"] for name, values in figures["sources"].items()}
     plots.append(("Examples by source", _plot_bars(by_source)))
-    plots += [(f"Answers, {_SCRIPTS[script]}", _plot_bars(counts)) for script, counts in figures["answers"].items()]
-    plots += [(f"Words, {_SCRIPTS[script]}", _plot_bars(counts)) for script, counts in figures["words"].items()]
+    plots += [(f"Answers, {SCRIPTS[script]}", _plot_bars(counts)) for script, counts in figures["answers"].items()]
+    plots += [(f"Words, {SCRIPTS[script]}", _plot_bars(counts)) for script, counts in figures["words"].items()]
     return page_template("stats_page.html.j2").render(figures=figures, plots=plots)
 
 

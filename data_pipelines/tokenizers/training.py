@@ -23,11 +23,23 @@ class SentencePieceConfig:
     model_type: 'unigram' or 'bpe'.
     character_coverage: share of the text's characters, 0.98 to 1, that get pieces of their own; the rest is spelled in
         bytes.
+    sample: characters of the mixture's texts that it is trained on, from random places of every source, each source by
+        its share of the mixture, averaged over the stages; all there is, where there is less.
+    temperature: 0 = the languages as the mixture has them. T > 0 takes of each (told apart by script) in proportion to
+        what there is, to the power 1/T: with 3 or more, a language of which there is little hardly suffers.
     """
 
     vocabulary_size: int = 384
     model_type: Literal["unigram", "bpe"] = "unigram"
     character_coverage: float = 1.0
+    sample: int = 2_000_000
+    temperature: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.sample < 1:
+            raise UserError(f"tokenizer sample {self.sample}: give the number of characters to train on")
+        if not self.temperature >= 0:
+            raise UserError(f"tokenizer temperature {self.temperature}: give 0 for languages as they come, or more")
 
 
 def train_sentencepiece(texts: Iterable[str], config: SentencePieceConfig) -> SentencePieceTokenizer:

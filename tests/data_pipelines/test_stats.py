@@ -7,7 +7,7 @@ import pytest
 
 from data_pipelines.loader import make_loader
 from data_pipelines.quarantine import Quarantine
-from data_pipelines.stats import script_of, stats, stats_page
+from data_pipelines.stats import stats, stats_page
 
 
 def collect(stage, processor, batches=6, **options):
@@ -48,13 +48,6 @@ def test_answers_and_words_are_told_apart_by_script(tiny, processor):
     assert sum(count for counts in figures["answers"].values() for count in counts.values()) == questions
     assert figures["words"]["latin"]["question"] == figures["words"]["latin"]["about"] == questions
     assert figures["words"]["cyrillic"] == figures["answers"]["cyrillic"]
-
-
-@pytest.mark.parametrize(
-    ("text", "script"), [("Да, это круг", "cyrillic"), ("Yes, круг of it", "latin"), ("12 + 3", "other"), ("", "other")]
-)
-def test_script_of(text, script):
-    assert script_of(text) == script
 
 
 def test_page_is_self_contained_after_a_round_trip_through_json(tiny, processor):

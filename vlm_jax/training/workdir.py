@@ -1,20 +1,15 @@
 """The workdir of a run: may it be used, does it belong to this experiment, and the processor that it keeps."""
 
-import itertools
 import json
 import logging
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 from etils import epath
 
-from data_pipelines.examples import Text
-from data_pipelines.kinds import to_example
 from data_pipelines.mixture import MixtureEntry
-from data_pipelines.quarantine import BadRecord
-from data_pipelines.sources import open_source
 from data_pipelines.template import ChatTemplate, Processor, TemplateConfig, load_processor
+from data_pipelines.text_sample import sample_texts
 from data_pipelines.tokenizers import train_sentencepiece, with_image_token
 from vlm_jax.checkpoints.reference import load_reference_processor
 from vlm_jax.config import OWN_STARTS, Experiment
@@ -29,9 +24,6 @@ HARMLESS = ("name", "log_every", "checkpoints", "evaluation", "notes", "bad_reco
 
 HARMLESS_OF_STAGES = ("validation", "cache_features")
 """The same of a stage."""
-
-TOKENIZER_TEXTS = 20_000
-"""So many texts of every mixture entry train the tokenizer."""
 
 
 def open_workdir(experiment: Experiment, workdir: epath.PathLike, allow_config_change: bool) -> epath.Path:
@@ -153,21 +145,18 @@ def build_processor(experiment: Experiment) -> Processor:
     return Processor(tokenizer, template, experiment.images, model.image_size, model.prompt_tokens)
 
 
-def texts(experiment: Experiment) -> Iterator[str]:
-    """Texts that the tokenizer is trained on: up to TOKENIZER_TEXTS of each mixture entry, in the source's order."""
-    entries: list[MixtureEntry] = []
+def texts(experiment: Experiment, seed: int | None = None) -> Iterator[str]:
+    """A sample of the texts of all stages, as `experiment.tokenizer` says.
+
+    Args:
+        experiment: whose mixtures are sampled.
+        seed: chooses the places; by default the experiment's, which gives the texts that its tokenizer is trained on.
+    """
+    shares: list[tuple[MixtureEntry, float]] = []
     for stage in experiment.stages:
-        entries += [entry for entry in stage.data.mixture if entry not in entries]
-    for entry in entries:
-        yield from itertools.islice(_texts_of(entry, experiment.seed), TOKENIZER_TEXTS)
-
-
-def _texts_of(entry: MixtureEntry, seed: int) -> Iterator[str]:
-    source, rng = open_source(entry.source), np.random.default_rng(seed)
-    for index in range(len(source)):
-        try:
-            example = to_example(source[index], entry.kind, rng, entry.title)
-        except BadRecord:
-            continue
-        for segments in (example.trunk, *example.branches):
-            yield from (segment.text for segment in segments if isinstance(segment, Text))
+        total = sum(entry.weight for entry in stage.data.mixture)
+        for entry in stage.data.mixture:
+            before = next((share for other, share in shares if other == entry), 0.0)
+            shares = [pair for pair in shares if pair[0] != entry] + [(entry, before + entry.weight / total)]
+    config = experiment.tokenizer
+    return sample_texts(shares, config.sample, experiment.seed if seed is None else seed, config.temperature)
