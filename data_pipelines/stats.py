@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 
 from data_pipelines.inspect import page_template
 from data_pipelines.loader import StageData
-from data_pipelines.scripts import SCRIPTS, script_of, words_of
 from data_pipelines.template import Processor
+from data_pipelines.words import SCRIPTS, script_of, words_of
 from vlm_jax.batch import Batch, BatchInfo
 
 _KEPT_WORDS = 40

@@ -12,8 +12,8 @@ from data_pipelines.examples import Text
 from data_pipelines.kinds import to_example
 from data_pipelines.mixture import MixtureEntry
 from data_pipelines.quarantine import BadRecord
-from data_pipelines.scripts import script_of
 from data_pipelines.sources import open_source
+from data_pipelines.words import script_of
 
 MOST_RECORDS = 1_000_000
 """So many records of one source are drawn at most."""

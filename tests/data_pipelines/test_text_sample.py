@@ -10,7 +10,7 @@ from data_pipelines import text_sample
 from data_pipelines.examples import Example, Text
 from data_pipelines.mixture import MixtureEntry
 from data_pipelines.quarantine import BadRecord
-from data_pipelines.scripts import script_of
+from data_pipelines.words import script_of
 from data_pipelines.text_sample import LONGEST_TEXT, sample_texts
 
 
@@ -88,7 +88,7 @@ def test_shares_are_of_characters_however_long_the_records_are():
 @pytest.mark.parametrize(("temperature", "share"), [(0.0, 0.1), (1.0, 0.1), (2.0, 0.25), (1e9, 0.5)])
 def test_temperature_brings_languages_together(temperature, share):
     texts = list(sample_texts([(entry(russian=0.1, records=50_000), 1.0)], 100_000, seed=1, temperature=temperature))
-    taken = collections.Counter()
+    taken: collections.Counter[str] = collections.Counter()
     for text in texts:
         taken[script_of(text)] += len(text)
     # Latin and Cyrillic are 9 : 1; to the power 1/2 that is 3 : 1.

@@ -1,4 +1,4 @@
-"""Scripts and words of a text: what tells the two languages apart where no record says which one it is in."""
+"""Words of a text and its script, which tells the two languages apart where no record says which one it is in."""
 
 import re
 from typing import Literal

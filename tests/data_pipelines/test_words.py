@@ -2,7 +2,7 @@
 
 import pytest
 
-from data_pipelines.scripts import script_of, words_of
+from data_pipelines.words import script_of, words_of
 
 
 @pytest.mark.parametrize(
