@@ -1,12 +1,17 @@
 """Sources: one reader a format. A source lists raw records; sampling and order are the loader's business."""
 
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
+from data_pipelines.sources.array_records import ArrayRecords, ArrayRecordsSource
 from data_pipelines.sources.easy_vqa import EasyVQA, EasyVQASource
+from data_pipelines.sources.guess import source_for
+from data_pipelines.sources.naming import source_name
 from data_pipelines.sources.text_questions import TextQuestion, TextQuestions, TextQuestionsSource
+from data_pipelines.sources.tfds import TFDS
 
-SourceConfig = EasyVQA | TextQuestions
-"""Union of the sources' configs. Each has a `name` and is opened by `open_source`."""
+SourceConfig = EasyVQA | TextQuestions | ArrayRecords | TFDS
+"""Union of the sources' configs. Each is opened by `open_source`, and `source_name` says what it is called."""
 
 
 class Source(Protocol):
@@ -27,15 +32,31 @@ class Source(Protocol):
         """
 
 
+_OPENERS: Mapping[type, Callable[[Any], Source]] = {
+    EasyVQA: EasyVQASource,
+    TextQuestions: TextQuestionsSource,
+    ArrayRecords: ArrayRecordsSource,
+}
+
+
 def open_source(config: SourceConfig) -> Source:
     """Opens a source.
 
     Raises:
         UserError: if its data are missing or cannot be read.
     """
-    if isinstance(config, TextQuestions):
-        return TextQuestionsSource(config)
-    return EasyVQASource(config)
+    return _OPENERS[type(config)](config)
 
 
-__all__ = ["EasyVQA", "Source", "SourceConfig", "TextQuestion", "TextQuestions", "open_source"]
+__all__ = [
+    "TFDS",
+    "ArrayRecords",
+    "EasyVQA",
+    "Source",
+    "SourceConfig",
+    "TextQuestion",
+    "TextQuestions",
+    "open_source",
+    "source_for",
+    "source_name",
+]

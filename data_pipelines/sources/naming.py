@@ -1,0 +1,24 @@
+"""What a source is called in metrics, reports and quarantine where its config says nothing."""
+
+from typing import Any
+
+_SPLITS = ("train", "validation", "test")
+_SUFFIXES = (".parquet", ".tar", ".jsonl", ".json", ".arrayrecord")
+
+
+def source_name(config: Any) -> str:
+    """The config's `name`, or else one made from its `path` (of several, the first).
+
+    'prepared/captions/birds/train' -> 'captions/birds'
+    'photos.jsonl'                  -> 'photos'
+    """
+    if config.name:
+        return str(config.name)
+    path = config.path if isinstance(config.path, str) else next(iter(config.path), "")
+    parts = [part for part in path.split("://")[-1].split("/") if part and part not in (".", "..")]
+    if parts and parts[-1] in _SPLITS and len(parts) > 1:
+        parts.pop()
+    if parts:
+        for suffix in _SUFFIXES:
+            parts[-1] = parts[-1].removesuffix(suffix)
+    return "/".join(parts[-2:]) or type(config).__name__
