@@ -19,7 +19,7 @@ from jaxtyping import Int
 from data_pipelines.images import Augmentation
 from data_pipelines.kinds import KindConfig
 from data_pipelines.packing import Budget
-from data_pipelines.sources import SourceConfig
+from data_pipelines.sources import SourceConfig, source_name
 from vlm_jax.errors import UserError
 
 _SMALL = 1 << 16
@@ -54,7 +54,7 @@ class MixtureEntry:
     @property
     def title(self) -> str:
         """The name that metrics and reports use."""
-        return self.name or self.source.name
+        return self.name or source_name(self.source)
 
 
 def check_mixture(mixture: Sequence[MixtureEntry]) -> None:
