@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from data_pipelines.examples import Image
+from data_pipelines.examples import Image, Text
 from data_pipelines.kinds import Captions, to_example
 from data_pipelines.kinds.captions import REQUESTS
 from data_pipelines.quarantine import BadRecord
@@ -60,3 +60,51 @@ def test_a_record_without_captions_to_learn_is_bad(captions, reason):
 def test_a_negative_number_is_the_users_error():
     with pytest.raises(UserError, match="captions -1"):
         Captions(captions=-1)
+
+
+def test_other_languages_are_left_alone():
+    record = RECORD | {"captions": [*RECORD["captions"], {"text": "Ein Kreis.", "language": "de"}]}
+    assert {answer.text for _, answer in example(record, languages=("ru",)).branches} == {"Синий круг."}
+    assert len(example(record, languages=("en", "ru")).branches) == 3
+    with pytest.raises(BadRecord, match="no caption in ru"):
+        example(RECORD | {"captions": RECORD["captions"][:2]}, languages=("ru",))
+    with pytest.raises(UserError, match="no request in 'de'"):
+        Captions(languages=("de",))
+    assert example(record, languages=("de",), bare=1.0).trunk[1].text == "Ein Kreis."
+
+
+def test_held_out_requests_are_never_trained_on():
+    def asked(**options):
+        return {request.text for seed in range(200) for request, _ in example(seed=seed, **options).branches}
+
+    plain, train, held_out = (asked(wordings=wordings) for wordings in ("plain", "train", "held_out"))
+    assert plain == asked() == {wording for language in REQUESTS.values() for wording in language}
+    assert plain < train
+    assert len(train) >= 20
+    assert len(held_out) >= 4
+    assert not train & held_out
+
+
+def test_bare_captions_are_running_text_behind_the_picture():
+    bare = [example(seed=seed, bare=1.0) for seed in range(40)]
+    texts = {caption["text"] for caption in RECORD["captions"]}
+    assert {made.trunk for made in bare} == {(RECORD["image"], Text(text, loss=True)) for text in texts}
+    assert {(made.branches, made.when_long) for made in bare} == {((), "cut")}
+    share = sum(not example(seed=seed, bare=0.25).branches for seed in range(400)) / 400
+    assert 0.15 < share < 0.35
+    with pytest.raises(UserError, match=r"bare 1\.5"):
+        Captions(bare=1.5)
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"image": None}, "no picture"),
+        ({"image": b"\x89PNG"}, "a picture is of type bytes"),
+        ({"captions": [{"text": None, "language": "en"}]}, "no caption"),
+        ({"captions": [{"text": "A duck."}]}, "a caption in ''"),
+    ],
+)
+def test_a_record_without_picture_or_language_is_bad(changed, reason):
+    with pytest.raises(BadRecord, match=reason):
+        example(RECORD | changed)

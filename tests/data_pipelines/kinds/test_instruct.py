@@ -60,3 +60,60 @@ def test_a_record_without_a_picture_is_text_only():
     record = {"id": "r/2", "questions": QUESTIONS[:1]}
     assert example(record).trunk == ()
     assert example(record).branches == example(questions=0).branches[:1]
+
+
+def test_all_pictures_of_a_record_come_first():
+    pictures = [Image(path="b.png"), Image(path="c.png")]
+    made = example(RECORD | {"images": pictures})
+    assert made.trunk == (RECORD["image"], *pictures)
+    assert made.branches == example().branches
+
+
+def dialogue(*messages, **options):
+    record = {"id": "d", "messages": [{"role": role, "content": content} for role, content in messages]}
+    return example(record, **options)
+
+
+def test_a_dialogue_is_one_trunk_and_the_assistant_is_learned():
+    made = dialogue(
+        ("system", "Be brief."),
+        ("user", [{"image": Image(path="a.png")}, {"image": Image(path="b.png")}]),
+        ("assistant", "Two ducks."),
+        ("user", "Уверен?"),
+        ("assistant", [{"text": "Да."}]),
+        ("user", "Спасибо."),
+    )
+    assert made.branches == ()
+    assert made.trunk == (
+        Text("Be brief.", role="system"),
+        Image(path="a.png"),
+        Image(path="b.png"),
+        Text("", role="user"),
+        Text("Two ducks.", loss=True, role="assistant"),
+        Text("Уверен?", role="user"),
+        Text("Да.", loss=True, role="assistant"),
+        Text("Спасибо.", role="user"),
+    )
+    assert made.when_long == "refuse"
+    assert dialogue(("user", "a"), ("assistant", "b"), when_long="cut").when_long == "cut"
+
+
+@pytest.mark.parametrize(
+    ("messages", "reason"),
+    [
+        ([], "no messages"),
+        ([("user", "a")], "without an answer"),
+        ([("human", "a"), ("assistant", "b")], "role 'human'"),
+        ([("user", " "), ("assistant", "b")], "empty message of the user"),
+        ([("user", "a"), ("assistant", "")], "empty message of the assistant"),
+        ([("user", "a"), ("assistant", [{"image": RECORD["image"]}])], "picture in a message of the assistant"),
+        ([("user", [{"image": "a.png"}]), ("assistant", "b")], "neither"),
+        ([("user", [{"audio": "a.wav"}]), ("assistant", "b")], "neither"),
+        ([("user", ["a"]), ("assistant", "b")], "neither"),
+        ([("user", 7), ("assistant", "b")], "content is of type int"),
+    ],
+)
+def test_what_is_no_dialogue_is_bad(messages, reason):
+    with pytest.raises(BadRecord, match=reason) as caught:
+        dialogue(*messages)
+    assert caught.value.record_id == "d"
