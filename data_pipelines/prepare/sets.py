@@ -36,7 +36,7 @@ class CorpusSet:
     """One line for reports: what the records are, and what was left out."""
 
 
-_MODULES: tuple[str, ...] = ()
+_MODULES: tuple[str, ...] = ("gimp",)
 """Modules of this package with a tuple `SETS` of CorpusSet, in the order in which sets are built."""
 
 
