@@ -1,6 +1,6 @@
 """The one table of the Debian packages that the real corpora are made from: version, checksum, licence, what is in it.
 
-`vlm data fetch RAW` takes them through apt and unpacks each into RAW/NAME, so that its files lie in RAW/NAME/usr/….
+`vlm data fetch --output RAW` takes them through apt and unpacks each into RAW/NAME, so that its files lie in RAW/NAME/usr/….
 """
 
 import dataclasses
@@ -103,6 +103,153 @@ PACKAGES: tuple[Package, ...] = (
         "CC-PDDC",
         "drawings with English titles and keywords",
     ),
+    Package(
+        "unicode-cldr-core",
+        "41-0.1",
+        "35d30d5d3bee4d8244e95236259c4c2a0db06e21bad696515751fcfeee4d0260",
+        "Unicode-DFS-2016",
+        "names and keywords of emoji in English and Russian",
+    ),
+    Package(
+        "fonts-dejavu-core",
+        "2.37-6",
+        "8892669e51aab4dc56682c8e39d8ddb7d70fad83c369344e1e240bf3ca22bb76",
+        "Bitstream-Vera AND LicenseRef-public-domain",
+        "fonts with Cyrillic: DejaVu Sans, Serif, Mono",
+    ),
+    Package(
+        "fonts-dejavu-extra",
+        "2.37-6",
+        "6cb7ed32de6df209c065e9e5cc5154a2f36d4c334d9a0af534fabb67d38ab75b",
+        "Bitstream-Vera AND LicenseRef-public-domain",
+        "fonts with Cyrillic: DejaVu's condensed and oblique cuts",
+    ),
+    Package(
+        "fonts-paratype",
+        "20181108-3",
+        "1826b728a79fbb8ed1b6c1ddc240ad6cce39b84c98bb568d8b10f7b7d4f99745",
+        "LicenseRef-ParaType-Free-Font-License",
+        "fonts with Cyrillic: PT Sans, Serif, Mono",
+    ),
+    Package(
+        "fonts-liberation2",
+        "2.1.5-1",
+        "35ffaa54f117e633e89a5da89af235a073b34dbe582726fbf6989568f7fd9bda",
+        "OFL-1.1",
+        "fonts with Cyrillic: Liberation Sans, Serif, Mono",
+    ),
+    Package(
+        "fonts-freefont-ttf",
+        "20120503-10",
+        "4ca1c21ebc479198a3a5879d236c8317d6f7b2f1c403f7890e24c02eead05615",
+        "GPL-3.0-or-later WITH Font-exception-2.0",
+        "fonts with Cyrillic: FreeSans, FreeSerif, FreeMono",
+    ),
+    Package(
+        "fonts-lato",
+        "2.0-2.1",
+        "86f50af146a7df9eca4e69f0262e73e708908435ebfa833df797adfa08843bc5",
+        "OFL-1.1",
+        "fonts with Cyrillic: Lato",
+    ),
+    Package(
+        "fonts-roboto-unhinted",
+        "2:0~20170802-3",
+        "f89cf7d8a589489daecf750031ec50456ab3e648d49ff544f0f08753268fbd91",
+        "Apache-2.0",
+        "fonts with Cyrillic: Roboto, Roboto Slab",
+    ),
+    Package(
+        "fonts-open-sans",
+        "1.11-2",
+        "ed8c4258af6c23e5105fa18940544f060f3c9664fbe881f25130fe0c65bc1485",
+        "Apache-2.0",
+        "fonts with Cyrillic: Open Sans",
+    ),
+    Package(
+        "fonts-play",
+        "1.002+20150307.1-0.1",
+        "274f6e95f668f1fff3441056e968a4c947ac975b29000d9c513bd06bb7f7f9d4",
+        "Apache-2.0",
+        "fonts with Cyrillic: Play",
+    ),
+    Package(
+        "fonts-jura",
+        "5.103-3",
+        "4fa907bfa547d7a24d554330d1be0a74a65c01f168ce9e175242b837be1f3510",
+        "OFL-1.1",
+        "fonts with Cyrillic: Jura",
+    ),
+    Package(
+        "fonts-comfortaa",
+        "3.001-3",
+        "33c65e81b201177a56e6528f7ea5fd6b19f2db0bb6f4f95346b9483691851929",
+        "OFL-1.1",
+        "fonts with Cyrillic: Comfortaa",
+    ),
+    Package(
+        "fonts-linuxlibertine",
+        "5.3.0-6",
+        "5c77471e910189b3e4e2eda2b1c5f549ddcaf4de8f9640b97773643970d29087",
+        "OFL-1.1",
+        "fonts with Cyrillic: Linux Libertine, Biolinum",
+    ),
+    Package(
+        "fonts-oldstandard",
+        "2.2really-4",
+        "c8c240cf91654f9ae5357b123436612c05820259dd5569f1c090185cb2ec1fdd",
+        "OFL-1.1",
+        "fonts with Cyrillic: Old Standard",
+    ),
+    Package(
+        "fonts-vollkorn",
+        "4.105-2",
+        "0c7039de3ede6c96727829635c5b10a536114029cbddf98e14716578d936307f",
+        "OFL-1.1",
+        "fonts with Cyrillic: Vollkorn",
+    ),
+    Package(
+        "fonts-jetbrains-mono",
+        "2.242+ds-3",
+        "516b8e3bacc9a30cf615543fa1fdaf0c5312284f2c4459b7838fd008fd9936bc",
+        "Apache-2.0",
+        "fonts with Cyrillic: JetBrains Mono",
+    ),
+    Package(
+        "fonts-anonymous-pro",
+        "1.003-4",
+        "4333e24bc646dcfbb6fda3d9c349d753980b3222c9849cfa50ad6d89731c29e3",
+        "OFL-1.1",
+        "fonts with Cyrillic: Anonymous Pro",
+    ),
+    Package(
+        "fonts-crosextra-carlito",
+        "20220224-1",
+        "673689e3a887cd150ca5018c26e1a4162709add3a1bdc0a2527af6fd073980d7",
+        "OFL-1.1",
+        "fonts with Cyrillic: Carlito",
+    ),
+    Package(
+        "fonts-yanone-kaffeesatz",
+        "2.0+git20211102+ds-1",
+        "f877e8ad4fd0aa8c20ac104c9eef69b54dcdc93e2e0d09a01fe5acfc89371980",
+        "OFL-1.1",
+        "fonts with Cyrillic: Yanone Kaffeesatz",
+    ),
+    Package(
+        "fonts-tuffy",
+        "20120614-2.1",
+        "e77e30607b5653a109f2e4a6527c43df55c7d7a6c23e77f8734a86110e6cbd08",
+        "LicenseRef-public-domain",
+        "fonts with Cyrillic: Tuffy",
+    ),
+    Package(
+        "fonts-fantasque-sans",
+        "1.7.2~alpha.3~dfsg-2",
+        "a9ee4dd09015af2835b3d3858d488eb97dceadbab094c0ef11294ba60ed3a269",
+        "OFL-1.1",
+        "fonts with Cyrillic: Fantasque Sans Mono",
+    ),
 )
 
 
@@ -121,6 +268,6 @@ def package_path(raw: Path, name: str, inside: str) -> Path:
     if not path.exists():
         raise UserError(
             f"{path}: not there, so Debian's package {name} was not unpacked here or is another version than "
-            f"{package(name).version}; run `vlm data fetch {raw} --only {name}` first"
+            f"{package(name).version}; run `vlm data fetch --output {raw} --only {name}` first"
         )
     return path
