@@ -1,6 +1,7 @@
 """The one table of the Debian packages that the real corpora are made from: version, checksum, licence, what is in it.
 
-`vlm data fetch --output RAW` takes them through apt and unpacks each into RAW/NAME, so that its files lie in RAW/NAME/usr/….
+`vlm data fetch --output RAW` takes them through apt and unpacks each into RAW/NAME, so that its files lie in
+RAW/NAME/usr/….
 """
 
 import dataclasses
