@@ -8,16 +8,25 @@ from collections.abc import Callable
 import PIL.Image
 
 PNG = b"\x89PNG\r\n\x1a\n"
-_JPEG = b"\xff\xd8"
+JPEG = b"\xff\xd8"
+
+_SCANS = 500
+"""A progressive JPEG with more scans is no photograph, but made to keep a decoder busy: each goes over all pixels."""
+
+
+class BadImage(ValueError):  # noqa: N818
+    """A picture that cannot be decoded; the message says why."""
 
 
 def damage(data: bytes) -> str:
     """Why the file is not whole, or ''. OpenCV fills the missing part of a truncated picture and says nothing."""
     if data.startswith(PNG):
         return _png_damage(data)
-    if data.startswith(_JPEG):
+    if data.startswith(JPEG):
         # An embedded thumbnail has an end mark of its own, so the mark must come after the last start of a scan.
-        return "" if data.rfind(b"\xff\xd9") > data.rfind(b"\xff\xda") > 0 else "the JPEG is truncated"
+        if not data.rfind(b"\xff\xd9") > data.rfind(b"\xff\xda") > 0:
+            return "the JPEG is truncated"
+        return "" if data.count(b"\xff\xda") <= _SCANS else f"the JPEG has more than {_SCANS} scans"
     if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
         return "" if len(data) >= 8 + struct.unpack("<I", data[4:8])[0] else "the WebP is truncated"
     return ""
@@ -107,7 +116,7 @@ def _riff_size(data: bytes) -> tuple[int, int] | None:
 
 _HEADERS: dict[bytes, Callable[[bytes], tuple[int, int] | None]] = {
     PNG: _png_size,
-    _JPEG: _jpeg_size,
+    JPEG: _jpeg_size,
     b"GIF8": _gif_size,
     b"BM": _bmp_size,
     b"RIFF": _riff_size,

@@ -66,7 +66,7 @@ class Processor:
         Raises:
             BadImage: if it cannot be decoded.
         """
-        return image_functions.resize(image_functions.decode(image), self.image_size, self.images)
+        return image_functions.prepare(image, self.image_size, self.images)
 
     def save(self, directory: epath.PathLike) -> None:
         """Writes processor.json and the tokenizer's files."""

@@ -138,6 +138,8 @@ def write_image_processor(processor: ImageProcessor) -> dict[str, Any]:
     numbers = {name: number for number, name in _FILTERS.items()} | _NEAREST_FILTER
     if how.interpolation in _NEAREST_FILTER:
         log.warning("pictures are resized by OpenCV's %s here, by Pillow's nearest filter there", how.interpolation)
+    if how.reduce_jpeg:
+        log.warning("large JPEGs are decoded at a fraction of their size here, at the whole of it there")
     common = {
         "do_convert_rgb": True,
         "do_resize": True,
