@@ -1,24 +1,20 @@
 """What a stage's batches hold: figures for a program (`stats`) and a page with plots for a person (`stats_page`)."""
 
-import base64
 import collections
-import io
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from data_pipelines.inspect import page_template
 from data_pipelines.loader import StageData
+from data_pipelines.plots import COLOURS, new_axes, plot_bars, plot_histogram, svg
 from data_pipelines.template import Processor
 from data_pipelines.words import SCRIPTS, script_of, words_of
 from vlm_jax.batch import Batch, BatchInfo
 
 _KEPT_WORDS = 40
-_COLOURS = {"visual": "#f2b134", "prompt": "#8fb8de", "learned": "#2e9e5b", "padding": "#d0d5dd", "bars": "#4a7fb5"}
 
 
 def stats(stage: StageData, processor: Processor, batches: Iterable[tuple[Batch, BatchInfo]]) -> dict[str, Any]:
@@ -89,14 +85,14 @@ def stats_page(figures: dict[str, Any]) -> str:
     """The figures of `stats` as one HTML page with plots, without outside requests."""
     plots = [
         ("Where the positions go", _plot_positions(figures)),
-        ("Tokens an example", _plot_histogram(figures["token_counts"], "tokens", "examples", bins=40)),
+        ("Tokens an example", plot_histogram(figures["token_counts"], "tokens", "examples", bins=40)),
     ]
     if figures["image_counts"]:
-        plots.append(("Pictures a row", _plot_histogram(figures["image_counts"], "pictures", "rows", bins=0)))
+        plots.append(("Pictures a row", plot_histogram(figures["image_counts"], "pictures", "rows", bins=0)))
     by_source = {name: values["examples"] for name, values in figures["sources"].items()}
-    plots.append(("Examples by source", _plot_bars(by_source)))
-    plots += [(f"Answers, {SCRIPTS[script]}", _plot_bars(counts)) for script, counts in figures["answers"].items()]
-    plots += [(f"Words, {SCRIPTS[script]}", _plot_bars(counts)) for script, counts in figures["words"].items()]
+    plots.append(("Examples by source", plot_bars(by_source)))
+    plots += [(f"Answers, {SCRIPTS[script]}", plot_bars(counts)) for script, counts in figures["answers"].items()]
+    plots += [(f"Words, {SCRIPTS[script]}", plot_bars(counts)) for script, counts in figures["words"].items()]
     return page_template("stats_page.html.j2").render(figures=figures, plots=plots)
 
 
@@ -155,59 +151,13 @@ def _plot_positions(figures: dict[str, Any]) -> str:
         "learned": learned,
         "padding": figures["padding_share"],
     }
-    figure, axes = _axes(height=1.5)
+    figure, axes = new_axes(height=1.5)
     left = 0.0
     for name, share in shares.items():
-        axes.barh([0], [share], left=left, color=_COLOURS[name], label=f"{name} {share:.1%}")
+        axes.barh([0], [share], left=left, color=COLOURS[name], label=f"{name} {share:.1%}")
         left += share
     axes.set_xlim(0, 1)
     axes.set_yticks([])
     axes.xaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1.0))
     axes.legend(ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False)
-    return _svg(figure)
-
-
-def _plot_histogram(counts: dict[str, int], x: str, y: str, bins: int) -> str:
-    """A histogram of counted values; bins 0 = one bar a value."""
-    figure, axes = _axes(height=2.8)
-    values = [int(value) for value in counts]
-    least, most = min(values) - 0.5, max(values) + 0.5
-    edges = np.linspace(least, most, 1 + (bins or int(most - least)))
-    axes.hist(values, bins=edges.tolist(), weights=list(counts.values()), color=_COLOURS["bars"], rwidth=0.92)
-    axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
-    axes.set_xlabel(x)
-    axes.set_ylabel(y)
-    return _svg(figure)
-
-
-def _plot_bars(counts: dict[str, int], most: int = 20) -> str:
-    shown = list(counts.items())[:most]
-    figure, axes = _axes(height=0.7 + 0.24 * len(shown))
-    bars = axes.barh(range(len(shown)), [n for _, n in shown], color=_COLOURS["bars"])
-    axes.set_yticks(range(len(shown)), [_shortened(name) for name, _ in shown])
-    axes.bar_label(bars, padding=3, fontsize=8, color="#667085")
-    axes.invert_yaxis()
-    axes.margins(x=0.1)
-    axes.xaxis.set_visible(False)
-    axes.spines["bottom"].set_visible(False)
-    axes.tick_params(left=False)
-    return _svg(figure)
-
-
-def _shortened(text: str, most: int = 44) -> str:
-    # A dollar sign would start a formula.
-    return (text if len(text) <= most else text[: most - 1] + "…").replace("$", r"\$")
-
-
-def _axes(height: float) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(6.4, height), layout="constrained")
-    axes = figure.add_subplot()
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    return figure, axes
-
-
-def _svg(figure: Figure) -> str:
-    out = io.BytesIO()
-    with matplotlib.rc_context({"svg.hashsalt": "vlm-jax"}):
-        figure.savefig(out, format="svg", metadata={"Date": None})
-    return "data:image/svg+xml;base64," + base64.b64encode(out.getvalue()).decode()
+    return svg(figure)

@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from data_pipelines.template import Processor, load_processor
+from data_pipelines.tokenizers import Tokenizer, load_tokenizer
 from vlm_jax.checkpoints.converted import read_config, require_whole
 from vlm_jax.checkpoints.handoff import abstract_params, load_params, step_directory
 from vlm_jax.checkpoints.manager import read_step_files
@@ -131,6 +132,18 @@ def load_reference_processor(reference: str) -> Processor:
     if path.is_dir() and not is_huggingface(path):
         return load_processor(step_directory(str(path)) / "files" / "processor")
     raise UserError(f"{reference}: no tokenizer there; name a model that has one")
+
+
+def load_reference_tokenizer(reference: str) -> Tokenizer:
+    """The tokenizer of a model, or of a directory that holds nothing else; of any family, whether or not it is known.
+
+    Raises:
+        UserError: if there is none.
+    """
+    path = local_path(reference)
+    if path.is_dir() and has_tokenizer(Path(path)):
+        return load_tokenizer(path)
+    return load_reference_processor(reference).tokenizer
 
 
 def _config(hf: Mapping[str, Any], reference: str) -> VLMConfig:

@@ -1,6 +1,8 @@
 """Arguments and help texts that several subcommands share."""
 
 import argparse
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 OVERRIDES = """Any field of the experiment can be changed here by its name, such as --stages.0.steps 10 or
@@ -20,11 +22,12 @@ def add_command(
     return parser
 
 
-def add_experiment(parser: argparse.ArgumentParser, nargs: Any = None) -> None:
-    """The positional experiment file, and --overrides."""
-    parser.add_argument(
-        "experiment", nargs=nargs, metavar="EXPERIMENT", help="Python file that defines experiment(), see experiments/"
-    )
+def add_experiment(
+    parser: argparse.ArgumentParser, nargs: Any = None, metavar: str = "EXPERIMENT", or_else: str = ""
+) -> None:
+    """The positional experiment file, and --overrides; `or_else` says what may stand in the file's place."""
+    file = "Python file that defines experiment(), see experiments/"
+    parser.add_argument("experiment", nargs=nargs, metavar=metavar, help=f"{file}; or {or_else}" if or_else else file)
     parser.add_argument(
         "--overrides", dest="list_overrides", action="store_true", help="list every field with its value, and stop"
     )
@@ -57,3 +60,16 @@ def add_compile_cache(parser: argparse.ArgumentParser) -> None:
         help="where compiled programs are kept between runs; none = nowhere "
         "(the variable JAX_COMPILATION_CACHE_DIR, or ~/.cache/vlm-jax)",
     )
+
+
+@contextlib.contextmanager
+def progress_bar(what: str, total: int) -> Iterator[Callable[[], None]]:
+    """A bar on stderr, where that is a terminal; calling what it gives moves it on by one."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
+        task = progress.add_task(what, total=total)
+        yield lambda: progress.advance(task)
