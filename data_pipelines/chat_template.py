@@ -227,6 +227,7 @@ def _joined(example: Example, template: ChatTemplate, paths: Sequence[Linear], c
         images=example.images,
         id=example.id,
         source=example.source,
+        labels=example.labels,
     )
 
 

@@ -1,4 +1,4 @@
-"""The endless sequence of batches of a stage: a pure function of (config, seed, step), on any number of hosts.
+"""The sequence of batches of a stage: a pure function of (config, seed, step), on any number of hosts.
 
 V virtual shards each draw, render and pack their own rows; row r of the global batch comes from shard r mod V. Host h
 of H owns the V / H shards from h * V / H on and yields their rows in the order of the global batch (`host_rows` says
@@ -6,7 +6,7 @@ which), so hosts may come and go between runs while the global batches stay the 
 
 One thread packs rows from lengths, then a pool of threads decodes the pictures, a row a task, some batches ahead.
 Neither threads nor timing can change order or content: tasks are submitted and awaited in order, and every random
-choice has a generator of its own, seeded by (seed, shard, number of the draw).
+choice has a generator of its own, seeded by (seed, shard, source, number of the draw).
 """
 
 import collections
@@ -27,7 +27,7 @@ from data_pipelines.feature_store import FeatureStore
 from data_pipelines.mixture import DataConfig, MixtureEntry, StageData, host_rows, host_shards
 from data_pipelines.packing import Planes
 from data_pipelines.quarantine import Quarantine
-from data_pipelines.shard import STOP_AFTER, AllRejectedError, Item, Rejected, Shard
+from data_pipelines.shard import STOP_AFTER, AllRejectedError, Item, Rejected, Shard, records_used
 from data_pipelines.sources import open_source
 from data_pipelines.template import Processor
 from vlm_jax.batch import Batch, BatchInfo
@@ -62,7 +62,8 @@ def make_loader(
         features: Kept features of every picture; batches then carry these in place of the pictures.
 
     Returns:
-        Iterator of (Batch, BatchInfo) with this host's rows (see `host_rows`); it never ends.
+        Iterator of (Batch, BatchInfo) with this host's rows (see `host_rows`). It ends only where every entry of the
+        mixture has `max_epochs`, once this host's shards are used up; rows of those that are sooner are padding.
 
     Raises:
         UserError: if the shards cannot be shared out among the hosts, a source is missing or too small, or the seed is
@@ -134,13 +135,15 @@ class Loader:
         self._fingerprint = {
             "seed": seed,
             "virtual_shards": data.virtual_shards,
-            "mixture": [[e.title, e.weight, n] for e, n in zip(data.mixture, self._sizes, strict=True)],
+            "mixture": [_identity(entry, n) for entry, n in zip(data.mixture, self._sizes, strict=True)],
+            "temperature": data.temperature,
+            "kinds": [[kind.kind, kind.share] for kind in data.kinds],
         }
         self._rejected: list[Rejected] = []
         self._shards = {v: Shard(data, sources, processor, seed, v, self._rejected) for v in shards}
         self._packer_pool = concurrent.futures.ThreadPoolExecutor(1, "pack")
         self._decoder_pool = concurrent.futures.ThreadPoolExecutor(threads, "decode")
-        self._ahead: collections.deque[concurrent.futures.Future[_Packed]] = collections.deque()
+        self._ahead: collections.deque[concurrent.futures.Future[_Packed | None]] = collections.deque()
         self._prefetch = prefetch
         self._state = self._snapshot()
 
@@ -154,6 +157,10 @@ class Loader:
             packed = self._ahead.popleft().result()
         except AllRejectedError:
             raise self._all_rejected() from None
+        if packed is None:
+            self._set_apart(self._rejected, met=True)
+            self._rejected.clear()
+            raise StopIteration
         batch, info = self._finish(packed)
         self._state = packed.state
         return batch, info
@@ -190,19 +197,21 @@ class Loader:
             future.cancel()
         concurrent.futures.wait(self._ahead)
         for future in self._ahead:
-            if not future.cancelled() and future.exception() is None:
-                concurrent.futures.wait(future.result().decoded)
+            if not future.cancelled() and future.exception() is None and (packed := future.result()):
+                concurrent.futures.wait(packed.decoded)
         self._ahead.clear()
 
     def _snapshot(self) -> dict[str, Any]:
         shards = {str(v): shard.get_state() for v, shard in self._shards.items()}
         return {"data": self._fingerprint, "shards": shards}
 
-    def _pack(self) -> _Packed:
-        """Runs on the packing thread: fills the next batch's rows and sets its pictures to be decoded."""
+    def _pack(self) -> _Packed | None:
+        """Runs on the packing thread: fills the next batch's rows and has its pictures decoded; None at the end."""
         data, processor = self._data, self._processor
         rounds = data.rows // data.virtual_shards
         items = [shard.next_row() for _ in range(rounds) for shard in self._shards.values()]
+        if not any(items):
+            return None
         planes = Planes.empty(len(items), data.length, processor.tokenizer.pad_id)
         for row, examples in enumerate(items):
             planes.write(row, [item.rendered for item in examples], processor.prompt_tokens)
@@ -241,7 +250,7 @@ class Loader:
     def _shown(self, item: Item) -> Iterator[Shaped[np.ndarray, "*picture"]]:
         """Pixels of an example's pictures, or the features that are kept of them."""
         augmentation = self._data.mixture[item.entry].augmentation
-        rng = np.random.default_rng((self._seed, item.shard, item.number, 1))
+        rng = np.random.default_rng(item.picture_seed)
         for image in item.rendered.images:
             kept = None if self._features is None else self._features.read(image)
             if kept is not None:
@@ -270,16 +279,19 @@ class Loader:
     def _batch(self, packed: _Packed, bad: list[dict[int, Rejected]]) -> Batch:
         planes, budget = packed.planes, self._data.budget
         targets, loss_weights = planes.shifted()
-        source_ids = np.full((len(packed.items), budget.examples), -1, np.int32)
+        source_ids = np.full((len(packed.items), budget.entries), -1, np.int32)
+        pair_ids, labels = np.full_like(source_ids, -1), np.full(source_ids.shape, -1, np.float32)
         image_ids = np.zeros((len(packed.items), budget.images), np.int32)
         for row, items in enumerate(packed.items):
-            slot = 0
+            slot, entry = 0, 0
             for number, item in enumerate(items):
-                count = len(item.rendered.images)
+                size, learned = item.size, item.rendered.labels
                 if number not in bad[row]:
-                    source_ids[row, number] = item.entry
-                    image_ids[row, slot : slot + count] = np.arange(slot + 1, slot + count + 1)
-                slot += count
+                    source_ids[row, entry : entry + size.entries] = item.entry
+                    image_ids[row, slot : slot + size.images] = np.arange(slot + 1, slot + size.images + 1)
+                    labels[row, entry : entry + len(learned)] = learned
+                    pair_ids[row, entry : entry + len(learned)] = number if len(learned) > 1 else -1
+                slot, entry = slot + size.images, entry + size.entries
         fields: dict[str, Any] = {
             "tokens": planes.tokens,
             "targets": targets,
@@ -296,18 +308,21 @@ class Loader:
             fields["image_ids"] = image_ids
             fields["tile_index"] = (image_ids[..., None] > 0) * np.array([0, 1, 1], np.int32)
             fields["visual_index"] = planes.visual_index
+        if self._data.has_preferences:
+            fields |= {"pair_ids": pair_ids, "labels": labels}
         return Batch(**fields)
 
     def _info(self, packed: _Packed) -> BatchInfo:
         shards = packed.state["shards"].values()
-        placed = np.sum([shard["placed"] for shard in shards], axis=0)
-        used_up = placed + np.sum([shard["unusable"] for shard in shards], axis=0)
+        placed, cut = (np.sum([shard[name] for shard in shards], axis=0) for name in ("placed", "cut"))
+        used = np.sum([records_used(shard) for shard in shards], axis=0)
         return BatchInfo(
             example_ids=tuple(tuple(item.rendered.id for item in row) for row in packed.items),
             sources=self._titles,
             examples_seen={title: int(n) for title, n in zip(self._titles, placed, strict=True)},
-            epochs_seen={t: float(n / size) for t, n, size in zip(self._titles, used_up, self._sizes, strict=True)},
+            epochs_seen={t: float(n / size) for t, n, size in zip(self._titles, used, self._sizes, strict=True)},
             quarantined=dict(self._quarantine.counts()),
+            cut={title: int(n) for title, n in zip(self._titles, cut, strict=True) if n},
         )
 
     def _set_apart(self, rejected: Sequence[Rejected], *, met: bool) -> None:
@@ -326,9 +341,14 @@ class Loader:
         )
 
 
+def _identity(entry: MixtureEntry, size: int) -> list[Any]:
+    """What the draws of an entry depend on, as JSON gives it back."""
+    return [entry.title, entry.weight, [list(point) for point in entry.schedule], entry.max_epochs, size]
+
+
 def _check_state(state: Mapping[str, Any], fingerprint: Mapping[str, Any], shards: Collection[int]) -> None:
     for field, ours in fingerprint.items():
-        theirs = state["data"][field]
+        theirs = state["data"].get(field)
         if theirs != ours:
             raise UserError(
                 f"the saved data position was taken with {field} = {theirs}, this run has {ours}: "

@@ -1,4 +1,4 @@
-"""What a stage learns from, and in which proportion: the same draw for the same seed on any number of hosts.
+"""What a stage learns from, in which proportion and order: the config, and the order of a source's records.
 
 The data are cut into V virtual shards, however many hosts there are. Shard v owns records v, v + V, v + 2V, … of
 *every* source and mixes them by weight, so each shard sees the whole mixture (a slice of the finished mix would not:
@@ -7,8 +7,8 @@ the mix is a periodic interleave, and every second element of a one-to-one mix c
 
 import dataclasses
 import functools
+import itertools
 import sys
-import zlib
 from collections.abc import Sequence
 from typing import Literal, Protocol, SupportsIndex
 
@@ -31,7 +31,7 @@ class MixtureEntry:
     """A source, how its records become examples, and how often they are drawn.
 
     Raises:
-        UserError: if the weight is not a positive number.
+        UserError: if the weight, its schedule or the cap makes no sense, with the numbers.
     """
 
     source: SourceConfig
@@ -44,107 +44,114 @@ class MixtureEntry:
     """Name in metrics and reports; by default the source's."""
     augmentation: Augmentation | None = None
     """Random changes to the pictures; None shows them as they are."""
+    schedule: tuple[tuple[int, float], ...] = ()
+    """(step, weight) points that straight lines join, in place of `weight`; before the first and after the last the
+    weight stays. A weight of 0 pauses the entry."""
+    max_epochs: float = 0.0
+    """The entry drops out after so many passes over its source, and the others share what it had; 0 = no end."""
 
     def __post_init__(self) -> None:
         if not (np.isfinite(self.weight) and self.weight > 0):
             raise UserError(
                 f"mixture entry {self.title}: weight is {self.weight}; give a positive number or drop the entry"
             )
+        if not (np.isfinite(self.max_epochs) and self.max_epochs >= 0):
+            raise UserError(
+                f"mixture entry {self.title}: max_epochs is {self.max_epochs}; give a positive number, or 0 for no end"
+            )
+        self._check_schedule()
+
+    def _check_schedule(self) -> None:
+        steps, weights = [step for step, _ in self.schedule], [weight for _, weight in self.schedule]
+        where = f"mixture entry {self.title}: schedule {list(self.schedule)}"
+        if any(a >= b for a, b in itertools.pairwise((-1, *steps))):
+            raise UserError(f"{where}: its steps must rise from 0 or later; put the points in order")
+        if any(not (np.isfinite(weight) and weight >= 0) for weight in weights) or (weights and not any(weights)):
+            raise UserError(f"{where}: weights must be 0 or positive, one at least positive; correct the points")
 
     @property
     def title(self) -> str:
         """The name that metrics and reports use."""
         return self.name or source_name(self.source)
 
+    def weight_at(self, step: int) -> float:
+        """The weight at a step, counted from 0."""
+        if not self.schedule:
+            return self.weight
+        steps, weights = zip(*self.schedule, strict=True)
+        return float(np.interp(step, steps, weights))
+
+
+@dataclasses.dataclass(frozen=True)
+class KindShare:
+    """What share of the drawn examples a kind of data has; its entries have it among themselves, by weight."""
+
+    kind: str
+    """A name of `data_pipelines.kinds.KIND_NAMES`."""
+    share: float
+    """From 0 to 1."""
+
 
 def check_mixture(mixture: Sequence[MixtureEntry]) -> None:
-    """Raises UserError if the mixture is empty or two entries share a name."""
+    """Raises UserError if the mixture is empty, two entries share a name, or nothing is to be drawn at some step."""
     if not mixture:
         raise UserError("the mixture has no entries: add at least one MixtureEntry to the stage's data")
     titles = [entry.title for entry in mixture]
     doubled = sorted({title for title in titles if titles.count(title) > 1})
     if doubled:
         raise UserError(f"mixture entries share the name {', '.join(doubled)}: give each a `name` of its own")
+    # A sum of straight pieces that are never negative is 0 within a piece only if it is at its ends.
+    for step in sorted({0, *(step for entry in mixture for step, _ in entry.schedule)}):
+        if not any(entry.weight_at(step) for entry in mixture):
+            raise UserError(f"all mixture entries have weight 0 at step {step}: give one of them a weight there")
 
 
-@dataclasses.dataclass(frozen=True)
-class Draw:
-    """Which record the n-th draw of a shard is."""
+def check_kinds(mixture: Sequence[MixtureEntry], kinds: Sequence[KindShare]) -> None:
+    """Raises UserError unless the kinds' shares leave what the other entries of the mixture need, and no more."""
+    if not kinds:
+        return
+    named, present = [kind.kind for kind in kinds], {entry.kind.kind for entry in mixture}
+    if len(set(named)) < len(named) or set(named) - present:
+        raise UserError(
+            f"data.kinds names {', '.join(named)}; name each kind once, and only kinds that the mixture has: "
+            + ", ".join(sorted(present))
+        )
+    total = sum(kind.share for kind in kinds)
+    rest = present - set(named)
+    if any(not 0 < kind.share <= 1 for kind in kinds) or (total >= 1 if rest else abs(total - 1) > 1e-6):
+        needed = f"less than 1, and leave the rest to {', '.join(sorted(rest))}" if rest else "exactly 1"
+        raise UserError(f"data.kinds: the shares make {total:g}; each must be positive, and all of them {needed}")
 
-    entry: int
-    """Index into the mixture."""
-    record: int
-    """Index into the entry's source."""
 
-
-class ShardDraws:
-    """The endless sequence of draws of one virtual shard; `draws[n]` is random access and keeps no state.
-
-    Each entry's records come in a fresh order every epoch, each once an epoch. An entry's order depends on its name,
-    the seed and the shard only, so adding another entry leaves it alone.
+def endless_order(numbers: range, key: tuple[int, ...]) -> Sequence[int]:
+    """The numbers, each once an epoch, in a fresh random order every epoch, for ever; random access without state.
 
     Args:
-        mixture: The entries, checked by `check_mixture`.
-        sizes: Number of records in each entry's source.
-        seed: The stage's seed.
-        shard: v, from 0.
-        shards: V.
-
-    Raises:
-        UserError: if a source has fewer records than there are shards.
+        numbers: not empty; they are never all in memory where they are many.
+        key: seeds the order.
     """
-
-    def __init__(
-        self, mixture: Sequence[MixtureEntry], sizes: Sequence[int], seed: int, shard: int, shards: int
-    ) -> None:
-        parts, self._offsets, offset = [], [0], 0
-        for entry, size in zip(mixture, sizes, strict=True):
-            if size < shards:
-                raise UserError(
-                    f"source {entry.title} has {size} records, too few for {shards} virtual shards: "
-                    f"lower virtual_shards to {max(size, 1)} or less"
-                )
-            # Records of all entries are numbered one after another, so that one number says entry and record.
-            own = range(offset + shard, offset + size, shards)
-            parts.append(_endless(own, _entry_seed(seed, shard, entry.title)))
-            offset += size
-            self._offsets.append(offset)
-        self._draws = parts[0] if len(parts) == 1 else grain.MapDataset.mix(parts, [entry.weight for entry in mixture])
-
-    def __getitem__(self, index: int) -> Draw:
-        number = int(self._draws[index])
-        entry = int(np.searchsorted(self._offsets, number, side="right")) - 1
-        return Draw(entry, number - self._offsets[entry])
-
-
-def _endless(numbers: range, seed: int) -> grain.MapDataset:
-    """The numbers in a fresh random order every epoch, for ever."""
     if len(numbers) < _SMALL:
-        return grain.MapDataset.source(_Epochs(numbers, seed))
+        return _Epochs(numbers, key)
+    seed = int(np.random.SeedSequence(key).generate_state(1)[0])
     return grain.MapDataset.range(numbers.start, numbers.stop, numbers.step).shuffle(seed=seed).repeat()
 
 
-class _Epochs:
+class _Epochs(Sequence[int]):
     """Shuffled epochs of a small range; grain's shuffle keeps no memory, which costs it milliseconds a draw here."""
 
-    def __init__(self, numbers: range, seed: int) -> None:
-        self._numbers, self._seed = numbers, seed
-        self._order = functools.lru_cache(maxsize=4)(self._shuffled)
+    def __init__(self, numbers: range, key: tuple[int, ...]) -> None:
+        self._numbers, self._key = numbers, key
+        self._order = functools.lru_cache(maxsize=2)(self._shuffled)
 
     def __len__(self) -> int:
         return sys.maxsize
 
-    def __getitem__(self, index: SupportsIndex) -> int:
+    def __getitem__(self, index: SupportsIndex) -> int:  # type: ignore[override]
         epoch, place = divmod(int(index), len(self._numbers))
         return self._numbers[int(self._order(epoch)[place])]
 
     def _shuffled(self, epoch: int) -> Int[np.ndarray, " records"]:
-        return np.random.default_rng((self._seed, epoch)).permutation(len(self._numbers))
-
-
-def _entry_seed(seed: int, shard: int, title: str) -> int:
-    """A 32-bit seed that does not depend on the entry's place in the mixture."""
-    return int(np.random.SeedSequence([seed, shard, zlib.crc32(title.encode())]).generate_state(1)[0])
+        return np.random.default_rng((*self._key, epoch)).permutation(len(self._numbers)).astype(np.uint16)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,16 +171,24 @@ class DataConfig:
     images: int
     """I: image slots a row; 0 = a stage without pictures."""
     examples: int = 0
-    """E: examples a row at most; 0 = as many as image slots or, without pictures, length // 16."""
+    """E: examples a row at most (of preference data, answers); 0 = length // 16, or the image slots if that is more."""
     virtual_shards: int = 1
     """V: independent streams; a divisor of `rows` and a multiple of every number of hosts that is to be used."""
     window: int = 64
     """Pending examples that a shard considers for a row: more fill rows better, and stray further from drawn order."""
     weigh_by: Literal["token", "example"] = "token"
     """token: every learned token counts alike; example: each example does, its learned tokens share a weight of 1."""
+    temperature: float = 0.0
+    """0 = weights as given; T > 0 = shares in proportion to weight · records^(1/T): 1 takes all sources at one pace
+    where the weights are alike, large T treats them alike whatever their sizes."""
+    kinds: tuple[KindShare, ...] = ()
+    """Shares of kinds of data; kinds that are not named have the rest. () = each entry stands for itself."""
 
     def __post_init__(self) -> None:
         check_mixture(self.mixture)
+        check_kinds(self.mixture, self.kinds)
+        if not (np.isfinite(self.temperature) and self.temperature >= 0):
+            raise UserError(f"data.temperature is {self.temperature}: give a positive number, or 0 for plain weights")
         for field, least in (
             ("rows", 1),
             ("length", 2),
@@ -192,7 +207,12 @@ class DataConfig:
     @property
     def budget(self) -> Budget:
         """What a row holds."""
-        return Budget(self.length, self.images, self.examples or self.images or max(1, self.length // 16))
+        return Budget(self.length, self.images, self.examples or max(1, self.images, self.length // 16))
+
+    @property
+    def has_preferences(self) -> bool:
+        """Whether batches pair and label their entries."""
+        return any(entry.kind.kind == "preference" for entry in self.mixture)
 
 
 class StageData(Protocol):

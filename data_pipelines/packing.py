@@ -7,28 +7,31 @@ dozens of pending examples a row without a gap nearly always exists, where first
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from data_pipelines.template import Rendered
+from data_pipelines.checks import check_slots
+from data_pipelines.quarantine import BadRecord
+from data_pipelines.rendered import Rendered
 from vlm_jax.errors import UserError
 
 
 class Size(NamedTuple):
-    """What an example takes of a row: positions and image slots (and one example entry)."""
+    """What an example takes of a row: positions, image slots and entries of the per-example arrays."""
 
     length: int
     images: int
+    entries: int = 1
 
 
 class Budget(NamedTuple):
-    """What a row holds: S positions, I image slots, E example entries."""
+    """What a row holds: S positions, I image slots, E entries of the per-example arrays."""
 
     length: int
     images: int
-    examples: int
+    entries: int
 
     def misfit(self, size: Size) -> str | None:
         """Why an example of this size can never stand in a row, with the setting to raise; None if it can."""
@@ -36,44 +39,51 @@ class Budget(NamedTuple):
             return f"{size.length} positions, but a row has {self.length}: raise the stage's data.length"
         if size.images > self.images:
             return f"{size.images} pictures, but a row has {self.images} image slots: raise the stage's data.images"
+        if size.entries > self.entries:
+            return f"{size.entries} labelled branches, but a row has {self.entries} entries: raise data.examples"
         return None
+
+    def less(self, size: Size) -> "Budget":
+        """What is left of the row beside an example of this size."""
+        return Budget(self.length - size.length, self.images - size.images, self.entries - size.entries)
 
 
 def best_subset(sizes: Sequence[Size], budget: Budget) -> list[int]:
     """Indices of the subset with the most positions that the budget allows, in rising order; ties go to early items.
 
-    Exact. For every (images, examples) used, bit n of a Python integer says whether a subset of n positions exists.
+    Exact. For every (images, entries) used, bit n of a Python integer says whether a subset of n positions exists.
     """
     mask = (1 << (budget.length + 1)) - 1
     fits = [i for i, size in enumerate(sizes) if budget.misfit(size) is None]
-    count_images, count_examples = _binding([sizes[i] for i in fits], budget)
+    count_images, count_entries = _binding([sizes[i] for i in fits], budget)
     layers: list[dict[tuple[int, int], int]] = [{(0, 0): 1}]
     used: list[int] = []
     full = 1 << budget.length
     for i in fits:
         before, after = layers[-1], dict(layers[-1])
-        length, images = sizes[i]
+        length, images, entries = sizes[i]
         done = False
-        for (slots, entries), sums in before.items():
-            key = (slots + images * count_images, entries + count_examples)
-            if key[0] <= budget.images and key[1] <= budget.examples:
+        for (slots, taken), sums in before.items():
+            key = (slots + images * count_images, taken + entries * count_entries)
+            if key[0] <= budget.images and key[1] <= budget.entries:
                 after[key] = after.get(key, 0) | ((sums << length) & mask)
                 done = done or bool(after[key] & full)
         layers.append(after)
         used.append(i)
         if done:
             break
-    best, key = max((sums.bit_length() - 1, (-slots, -entries)) for (slots, entries), sums in layers[-1].items())
-    return _trace(layers, used, sizes, (-key[0], -key[1]), best, (count_images, count_examples))
+    best, key = max((sums.bit_length() - 1, (-slots, -taken)) for (slots, taken), sums in layers[-1].items())
+    return _trace(layers, used, sizes, (-key[0], -key[1]), best, (count_images, count_entries))
 
 
 def _binding(sizes: Sequence[Size], budget: Budget) -> tuple[int, int]:
-    """(1 or 0, 1 or 0): whether image slots and example entries can run out before positions do, so must be counted."""
+    """(1 or 0, 1 or 0): whether image slots and entries can run out before positions do, so must be counted."""
     if not sizes:
         return 0, 0
     most = min(len(sizes), budget.length // max(1, min(size.length for size in sizes)))
-    images = sum(sorted((size.images for size in sizes), reverse=True)[: min(most, budget.examples)])
-    return int(images > budget.images), int(most > budget.examples)
+    images = sum(sorted((size.images for size in sizes), reverse=True)[: min(most, budget.entries)])
+    entries = sum(sorted((size.entries for size in sizes), reverse=True)[:most])
+    return int(images > budget.images), int(entries > budget.entries)
 
 
 def _trace(
@@ -89,9 +99,9 @@ def _trace(
     for layer in range(len(used), 0, -1):
         if layers[layer - 1].get(key, 0) >> total & 1:
             continue
-        length, images = sizes[used[layer - 1]]
+        length, images, entries = sizes[used[layer - 1]]
         chosen.append(used[layer - 1])
-        key = (key[0] - images * counted[0], key[1] - counted[1])
+        key = (key[0] - images * counted[0], key[1] - entries * counted[1])
         total -= length
     return chosen[::-1]
 
@@ -107,55 +117,38 @@ T = TypeVar("T", bound=Sized)
 
 
 class Packer(Generic[T]):
-    """An endless sequence of rows from a random-access sequence of items.
+    """Rows from a sequence of items.
 
     Args:
-        draw: Gives item n of the sequence, or None if it is unusable (it is then passed over). Must be a pure function.
-        budget: What a row holds. Every item must fit by itself.
+        draw: Gives the next items of the sequence: none of them where a record is unusable, several where one was
+            split; None once the sequence has ended. Every item must fit into a row by itself.
+        budget: What a row holds.
         window: How many items are considered for a row.
+
+    Attributes:
+        pending: Items that wait for a row, oldest first.
     """
 
-    def __init__(self, draw: Callable[[int], T | None], budget: Budget, window: int) -> None:
+    def __init__(self, draw: Callable[[], Sequence[T] | None], budget: Budget, window: int) -> None:
         self._draw, self._budget, self._window = draw, budget, window
-        self._next = 0
-        self._pending: list[tuple[int, T]] = []
+        self.pending: list[T] = []
 
     def next_row(self) -> list[T]:
-        """The items of the next row, oldest first. Every usable item is handed out exactly once."""
-        while len(self._pending) < self._window:
-            item = self._draw(self._next)
-            if item is not None:
-                self._pending.append((self._next, item))
-            self._next += 1
-        oldest = self._pending[0][1].size
-        room = Budget(
-            self._budget.length - oldest.length, self._budget.images - oldest.images, self._budget.examples - 1
-        )
-        others = best_subset([item.size for _, item in self._pending[1:]], room)
+        """The items of the next row, oldest first; none once all are used up. Every item is handed out exactly once."""
+        while len(self.pending) < self._window:
+            drawn = self._draw()
+            if drawn is None:
+                break
+            self.pending += drawn
+        if not self.pending:
+            return []
+        considered = [item.size for item in self.pending[: self._window]]
+        others = best_subset(considered[1:], self._budget.less(considered[0]))
         chosen = [0, *(1 + i for i in others)]
-        row = [self._pending[i][1] for i in chosen]
+        row = [self.pending[i] for i in chosen]
         for i in reversed(chosen):
-            del self._pending[i]
+            del self.pending[i]
         return row
-
-    def get_state(self) -> dict[str, Any]:
-        """The position in the sequence and the numbers of the pending items; JSON-able."""
-        return {"next": self._next, "pending": [number for number, _ in self._pending]}
-
-    def set_state(self, state: dict[str, Any]) -> None:
-        """Continues from a state; the pending items are drawn again.
-
-        Raises:
-            UserError: if a pending item can no longer be drawn, so the data are not those of the state.
-        """
-        pending = [(number, self._draw(number)) for number in state["pending"]]
-        lost = [number for number, item in pending if item is None]
-        if lost:
-            raise UserError(
-                f"cannot continue: example {lost[0]} of the data is no longer usable; restore the data that was there"
-            )
-        self._next = state["next"]
-        self._pending = [(number, item) for number, item in pending if item is not None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,9 +185,10 @@ class Planes:
     def write(self, row: int, examples: Sequence[Rendered], prompt_tokens: int) -> None:
         """Lays examples one after another into a row: segment k + 1 is example k; pictures keep the examples' order.
 
-        Block numbers are made unique in the row and visual indices slot-major (slot * N + n).
+        Block numbers are made unique in the row and visual indices slot-major (slot * N + n). An example is one entry;
+        where its branches are labelled, each of them is one, and the trunk belongs to the first.
         """
-        start, slots, blocks = 0, 0, 0
+        start, slots, blocks, entries = 0, 0, 0, 0
         for number, example in enumerate(examples):
             check_images(example, prompt_tokens)
             span = (row, slice(start, start + example.length))
@@ -207,8 +201,10 @@ class Planes:
             self.visual_index[span] = np.where(
                 example.visual_index >= 0, example.visual_index + slots * prompt_tokens, -1
             )
-            self.example_index[span] = number
+            within = np.maximum(example.branch_ids - 1, 0) if example.labels else 0
+            self.example_index[span] = entries + within
             start += example.length
+            entries += example.entries
             slots += len(example.images)
             blocks += int(example.block_ids.max(initial=0))
 
@@ -242,11 +238,7 @@ class Planes:
 
 def check_images(example: Rendered, prompt_tokens: int) -> None:
     """Raises UserError unless the example's places for visual tokens are exactly those of its pictures, in order."""
-    places = example.visual_index[example.visual_index >= 0]
-    expected = len(example.images) * prompt_tokens
-    if not np.array_equal(np.unique(places), np.arange(expected)):
-        raise UserError(
-            f"example {example.id} of {example.source}: {len(np.unique(places))} places for visual tokens, but "
-            f"{len(example.images)} pictures of {prompt_tokens} make {expected}: "
-            "its template and the model's adapter must agree on the tokens a picture"
-        )
+    try:
+        check_slots(example, prompt_tokens)
+    except BadRecord as error:
+        raise UserError(f"example {example.id} of {example.source}: {error}") from None

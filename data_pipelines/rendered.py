@@ -27,6 +27,13 @@ class Rendered:
     images: tuple[Image, ...]
     id: str
     source: str
+    labels: tuple[float, ...] = ()
+    """Preference data: a label for each branch, which makes every branch an entry of its own in the batch."""
+
+    @property
+    def entries(self) -> int:
+        """How many entries of the batch's per-example arrays it takes."""
+        return max(1, len(self.labels))
 
     @property
     def length(self) -> int:
@@ -70,4 +77,5 @@ class Writer:
             images=example.images,
             id=example.id,
             source=example.source,
+            labels=example.labels,
         )

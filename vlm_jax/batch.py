@@ -51,7 +51,8 @@ class Batch:
     positions: Int[Array, "B S"]
     """Distance from the example's start; a branch continues from the end of its trunk."""
     example_index: Int[Array, "B S"]
-    """Which entry of the per-example arrays the position belongs to."""
+    """Which entry of the per-example arrays the position belongs to. An example is one entry, or, where its branches
+    are labelled, each branch is one, and the trunk belongs to the first."""
     source_ids: Int[Array, "B E"]
     """Which source of the stage's mixture an entry came from; -1 = unused entry."""
 
@@ -69,9 +70,9 @@ class Batch:
     """Cross-attention adapters: half-open range of image slots that the position may see; empty = none."""
 
     pair_ids: Int[Array, "B E"] | None = None
-    """Preference data: entries with the same non-negative number are a pair."""
+    """Preference data: entries of a row with the same non-negative number continue one trunk; -1 = none."""
     labels: Float[Array, "B E"] | None = None
-    """Preference data: 1 = chosen or good, 0 = rejected or bad."""
+    """Preference data: 1 = chosen or good, 0 = rejected or bad; -1 = an entry without a label."""
     reference_logps: Float[Array, "B E"] | None = None
     """Cached summed log-probability of the entry's answer under the reference model."""
 
@@ -83,6 +84,7 @@ class Batch:
         images: int = 0,
         image_size: tuple[int, int] = (0, 0),
         examples: int = 1,
+        preference: bool = False,
     ) -> "Batch":
         """Abstract shapes of a batch of prompt-based or text-only rows.
 
@@ -92,6 +94,7 @@ class Batch:
             images: I, image slots a row; 0 leaves every image field None.
             image_size: (height, width) in pixels.
             examples: E, entries of the per-example arrays.
+            preference: Whether the stage's mixture has preference data, so that entries are paired and labelled.
         """
 
         def ints(*shape: int) -> Any:
@@ -99,14 +102,17 @@ class Batch:
 
         plane = ints(rows, length)
         weights: Any = jax.ShapeDtypeStruct((rows, length), jnp.float32)
-        visual: dict[str, Any] = {}
+        optional: dict[str, Any] = {}
         if images:
-            visual = {
+            optional = {
                 "images": jax.ShapeDtypeStruct((rows, images, *image_size, 3), jnp.uint8),
                 "image_ids": ints(rows, images),
                 "tile_index": ints(rows, images, 3),
                 "visual_index": plane,
             }
+        if preference:
+            optional["pair_ids"] = ints(rows, examples)
+            optional["labels"] = jax.ShapeDtypeStruct((rows, examples), jnp.float32)
         return Batch(
             tokens=plane,
             targets=plane,
@@ -117,7 +123,7 @@ class Batch:
             positions=plane,
             example_index=plane,
             source_ids=ints(rows, examples),
-            **visual,
+            **optional,
         )
 
 
@@ -126,15 +132,18 @@ class BatchInfo:
     """What travels beside a Batch on the host: strings and counts, never part of the pytree."""
 
     example_ids: tuple[tuple[str, ...], ...]
-    """For each row, the ids of its examples in the order of their segment numbers (segment 1 first)."""
+    """For each row, the ids of its examples in the order of their segment numbers (segment 1 first). Further pieces of
+    one that was split are ID#2, ID#3, …"""
     sources: tuple[str, ...]
     """Names that `Batch.source_ids` index."""
     examples_seen: Mapping[str, int]
     """Examples drawn from each source since the stage began, over all hosts' rows that this loader emits."""
     epochs_seen: Mapping[str, float]
-    """The same as a share of the source's size."""
+    """Records used up since the stage began, as a share of the source's size; a record that was split counts once."""
     quarantined: Mapping[str, int]
     """Unusable records met so far in this process, by source."""
+    cut: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    """Positions cut off examples too long for a row since the stage began, by source; sources without any left out."""
 
 
 def concatenate(batches: list[Batch]) -> Batch:

@@ -2,6 +2,7 @@
 
 import dataclasses
 from types import SimpleNamespace
+from typing import ClassVar
 
 import cv2
 import numpy as np
@@ -44,6 +45,8 @@ class TinySource:
 @dataclasses.dataclass(frozen=True)
 class TinyKind:
     """Pictures, then a branch a question, with a word that chance decides."""
+
+    kind: ClassVar[str] = "tiny"
 
     def __call__(self, record, rng, source=""):
         branches = tuple(

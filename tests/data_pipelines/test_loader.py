@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from data_pipelines import images as pictures
+from data_pipelines.draws import Draw
 from data_pipelines.images import Augmentation
 from data_pipelines.loader import host_rows, make_loader, merge_states
 from data_pipelines.quarantine import Quarantine
@@ -101,12 +102,12 @@ def test_every_record_is_used_once_an_epoch_and_epochs_are_counted(tiny, process
             used.update(i for row in info.example_ids for i in row)
             shards = loader.get_state()["shards"].values()
             assert info.examples_seen == {"tiny": sum(used.values())}
-            drawn = sum(shard["next"] - len(shard["pending"]) for shard in shards)
+            drawn = sum(sum(shard["drawn"]) - len(shard["pending"]) for shard in shards)
             assert info.epochs_seen["tiny"] == pytest.approx(drawn / 24)
         for v, shard in loader.get_state()["shards"].items():
-            pending = [loader._shards[int(v)]._draws[n].record for n in shard["pending"]]
-            used.update(f"tiny/{record}" for record in pending)
-            drawn, own = shard["next"], range(int(v), 24, 2)
+            draws = loader._shards[int(v)]._draws
+            used.update(f"tiny/{draws.record(Draw(entry, count))}" for entry, count, _ in shard["pending"])
+            drawn, own = sum(shard["drawn"]), range(int(v), 24, 2)
             whole, rest = divmod(drawn, len(own))
             for record in own:
                 assert used[f"tiny/{record}"] in ({0} if record == 3 else {whole, whole + (rest > 0)})
