@@ -8,7 +8,7 @@ from data_pipelines.sources.easy_vqa import EasyVQA, EasyVQASource
 from data_pipelines.sources.guess import source_for
 from data_pipelines.sources.naming import source_name
 from data_pipelines.sources.text_questions import TextQuestion, TextQuestions, TextQuestionsSource
-from data_pipelines.sources.tfds import TFDS
+from data_pipelines.sources.tfds import TFDS, TFDSSource
 
 SourceConfig = EasyVQA | TextQuestions | ArrayRecords | TFDS
 """Union of the sources' configs. Each is opened by `open_source`, and `source_name` says what it is called."""
@@ -36,6 +36,7 @@ _OPENERS: Mapping[type, Callable[[Any], Source]] = {
     EasyVQA: EasyVQASource,
     TextQuestions: TextQuestionsSource,
     ArrayRecords: ArrayRecordsSource,
+    TFDS: TFDSSource,
 }
 
 

@@ -1,8 +1,11 @@
 """What a source is called in metrics, reports and quarantine where its config says nothing."""
 
+import re
 from typing import Any
 
-_SPLITS = ("train", "validation", "test")
+from data_pipelines.prepare.splits import SPLITS
+
+_VERSION = re.compile(r"\d+\.\d+\.\d+")
 _SUFFIXES = (".parquet", ".tar", ".jsonl", ".json", ".arrayrecord")
 
 
@@ -16,7 +19,7 @@ def source_name(config: Any) -> str:
         return str(config.name)
     path = config.path if isinstance(config.path, str) else next(iter(config.path), "")
     parts = [part for part in path.split("://")[-1].split("/") if part and part not in (".", "..")]
-    if parts and parts[-1] in _SPLITS and len(parts) > 1:
+    if len(parts) > 1 and (parts[-1] in SPLITS or _VERSION.fullmatch(parts[-1])):
         parts.pop()
     if parts:
         for suffix in _SUFFIXES:

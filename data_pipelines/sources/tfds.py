@@ -1,18 +1,39 @@
-"""The TFDS source: built data sets of tensorflow-datasets in ArrayRecord or Parquet files, read without TensorFlow."""
+"""The TFDS source: built data sets of tensorflow-datasets in ArrayRecord files, read without TensorFlow."""
 
+import bisect
 import dataclasses
+import itertools
+import os
+import re
+from typing import Any
+
+from etils import epath
+
+from data_pipelines.examples import Image
+from data_pipelines.optional import need
+from data_pipelines.quarantine import BadRecord
+from data_pipelines.sources.array_shards import ArrayShards
+from data_pipelines.sources.naming import source_name
+from data_pipelines.sources.tfds_examples import from_example
+from vlm_jax.errors import UserError
+
+KIND_KEY = "vlm_jax_kind"
+"""In the metadata of data sets that were written here: the kind of their records."""
+
+_MARKER = "features.json"
+_VERSION = re.compile(r"\d+\.\d+\.\d+")
 
 
 @dataclasses.dataclass(frozen=True)
 class TFDS:
-    """A data set that tensorflow-datasets built.
+    """A data set that tensorflow-datasets built, with file_format='array_record'.
 
-    path: the directory of its version ('DIR/name/1.0.0', with features.json), or 'name' or 'name/config:1.0.0' where
-        `data_dir` is given.
-    split: as TFDS writes it: 'train', 'train[:80%]', 'train[10000:]'.
+    path: the directory of its version ('DIR/name/1.0.0', with features.json); or 'name' or 'name/config', whose
+        latest version it is, where `data_dir` is given.
+    split: as TFDS writes it: 'train', 'train[:80%]', 'train[10000:]', 'train+test'.
     data_dir: directory below which data sets lie by name; '' = `path` is a directory.
-    fields: (field of a record, where it stands in an example) pairs, such as (('image', 'picture/jpeg'),) with dots or
-        slashes into nested features; () = the example is a record as it stands.
+    fields: (field of a record, where it stands in an example) pairs, such as (('image', 'photo/jpeg'),), slashes
+        leading into nested features; () = the example's own fields. Data sets that were written here need none.
     name: of the source; '' = the end of the path.
     """
 
@@ -21,3 +42,163 @@ class TFDS:
     data_dir: str = ""
     fields: tuple[tuple[str, str], ...] = ()
     name: str = ""
+
+
+class TFDSSource:
+    """Records of one split.
+
+    A data set that was written here gives the very records that it was made of. Of any other, an example is a record:
+    images are pictures, texts are strings, labels are their names, a sequence of features is a list of dictionaries;
+    'id' is made of its place in the files where the example has none.
+
+    The number of records in a file is compared with what the data set says when the file is opened.
+    """
+
+    def __init__(self, config: TFDS) -> None:
+        """Opens the data set.
+
+        Raises:
+            UserError: if tensorflow-datasets is not installed, the data set or the split is missing, or it is of
+                another file format.
+        """
+        self.config = config
+        self.name = source_name(config)
+        tfds = need("tensorflow_datasets", "formats")
+        info = _open(tfds, config, self.name).info
+        self._kind = (info.metadata or {}).get(KIND_KEY, "")
+        self._features = info.features
+        self._decoders = _undecoded(tfds, info.features)
+        try:
+            instructions = info.splits[config.split].file_instructions
+        except (ValueError, KeyError) as error:
+            reason = " ".join(str(error).split())
+            raise UserError(
+                f"source '{self.name}': split '{config.split}' ({reason[:200]}); there are {', '.join(info.splits)}"
+            ) from None
+        self._files = [os.fspath(part.filename) for part in instructions]
+        self._shards = ArrayShards(
+            [part.examples_in_shard for part in instructions], self._files.__getitem__, self.name
+        )
+        ends = list(itertools.accumulate(part.examples_in_shard for part in instructions))
+        self._parts = [end - part.examples_in_shard + part.skip for part, end in zip(instructions, ends, strict=True)]
+        self._starts = [0, *itertools.accumulate(part.take for part in instructions)]
+        if not len(self):
+            raise UserError(f"source '{self.name}': split '{config.split}' has no examples; choose another")
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """The record.
+
+        Raises:
+            BadRecord: if its bytes are damaged, or a field of `fields` is missing.
+            UserError: if its file is not what the data set says.
+        """
+        if not 0 <= index < len(self):
+            raise IndexError(f"record {index} of {len(self)} in source '{self.name}'")
+        part = bisect.bisect_right(self._starts, index) - 1
+        place = self._parts[part] + index - self._starts[part]
+        file, row = self._shards.place(place)
+        name = f"{os.path.basename(self._files[file])}#{row}"
+        try:
+            return self._record(self._shards.read(place), name)
+        except BadRecord as error:
+            raise BadRecord(str(error), error.record_id or name) from None
+
+    def _record(self, data: bytes, name: str) -> dict[str, Any]:
+        try:
+            example = self._features.deserialize_example_np(data, decoders=self._decoders)
+        except Exception as error:  # parsers of protocol buffers and of features raise several unrelated types
+            raise BadRecord(f"not an example of this data set ({type(error).__name__}: {error})") from None
+        native = _native(self._features, example)
+        if self._kind:
+            return from_example(native, self._kind)
+        native = {"id": name, **native}
+        if not self.config.fields:
+            return {**native, "id": str(native["id"])}
+        record = {field: _at(native, path.split("/")) for field, path in self.config.fields}
+        return {"id": name, **record}
+
+
+def _open(tfds: Any, config: TFDS, name: str) -> Any:
+    path = _latest(epath.Path(config.data_dir) / config.path) if config.data_dir else config.path
+    try:
+        builder = tfds.builder_from_directory(path)
+    except (OSError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"source '{name}': {path} is no built data set of TFDS ({reason[:200]}); mend `path`") from None
+    if builder.info.file_format.value != "array_record":
+        raise UserError(
+            f"source '{name}': {path} is in {builder.info.file_format.value} files, which need TensorFlow or have no "
+            "random access; build it with file_format='array_record'"
+        )
+    return builder
+
+
+def _latest(path: epath.Path) -> str:
+    """The directory itself, or the highest version below it."""
+    if not path.is_dir() or (path / _MARKER).exists():
+        return os.fspath(path)
+    versions = [entry for entry in path.iterdir() if _VERSION.fullmatch(entry.name) and (entry / _MARKER).exists()]
+    return os.fspath(max(versions, key=lambda entry: [int(part) for part in entry.name.split(".")], default=path))
+
+
+def _undecoded(tfds: Any, features: Any) -> Any:
+    """Decoders that leave every picture as the bytes of its file, for a tree of features; None where there is none."""
+
+    class Bytes(tfds.decode.Decoder):  # type: ignore[misc]
+        def decode_example(self, value: Any) -> Any:
+            return value
+
+        decode_example_np = decode_batch_example_np = decode_ragged_example_np = decode_example
+
+    def walk(feature: Any) -> Any:
+        if isinstance(feature, tfds.features.Image):
+            return Bytes()
+        if isinstance(feature, tfds.features.Sequence):
+            return walk(feature.feature)
+        if isinstance(feature, tfds.features.FeaturesDict):
+            found = {key: walk(inner) for key, inner in feature.items()}
+            return {key: decoder for key, decoder in found.items() if decoder is not None} or None
+        return None
+
+    return walk(features)
+
+
+def _native(feature: Any, value: Any) -> Any:
+    """What a decoded example holds, in plain types and pictures."""
+    kind = type(feature).__name__
+    if kind == "FeaturesDict":
+        return {key: _native(inner, value[key]) for key, inner in feature.items()}
+    if kind == "Sequence":
+        inner = feature.feature
+        if type(inner).__name__ == "FeaturesDict":
+            columns = {key: _native_list(each, value[key]) for key, each in inner.items()}
+            return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+        return _native_list(inner, value)
+    if kind == "Dataset":
+        return [_native(feature.feature, entry) for entry in value]
+    if kind == "Image":
+        return Image(data=bytes(value))
+    if kind == "ClassLabel":
+        return feature.int2str(int(value)) if int(value) >= 0 else ""
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "backslashreplace") if kind == "Text" else value
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
+def _native_list(feature: Any, values: Any) -> list[Any]:
+    return [_native(feature, value) for value in values]
+
+
+def _at(value: Any, path: list[str]) -> Any:
+    """The value at a path; through a list, of each of its entries."""
+    if not path:
+        return value
+    if isinstance(value, list):
+        return [_at(entry, path) for entry in value]
+    if not isinstance(value, dict) or path[0] not in value:
+        there = f"; there are {', '.join(value)}" if isinstance(value, dict) else ""
+        raise BadRecord(f"no field '{path[0]}'{there}")
+    return _at(value[path[0]], path[1:])
