@@ -5,36 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.optional import need
+from data_pipelines.prepare.dom import LEAVES, classes_of, has_blocks, heading_level, parse, text_of
 from data_pipelines.prepare.pages import Page, Passage, Picture, large_enough
 
-_BLOCKS = frozenset(
-    [
-        "p",
-        "pre",
-        "div",
-        "table",
-        "tbody",
-        "thead",
-        "tr",
-        "td",
-        "th",
-        "ul",
-        "ol",
-        "li",
-        "dl",
-        "dt",
-        "dd",
-        "h1",
-        "h2",
-        "h3",
-        "h4",
-        "h5",
-        "h6",
-        "blockquote",
-    ]
-)
-_LEAVES = frozenset(["p", "pre", "dt", "h1", "h2", "h3", "h4", "h5", "h6"])
 _SKIPPED = frozenset(
     ["navheader", "navfooter", "toc", "indexdiv", "index", "revhistory", "list-of-figures", "list-of-examples"]
 )
@@ -54,11 +27,11 @@ def read_page(path: Path, language: str) -> Page:
         path: the HTML file.
         language: 'en' or 'ru'.
     """
-    tree = need("selectolax.lexbor", "prepare").LexborHTMLParser(path.read_bytes())
+    tree = parse(path)
     reader = _Reader(path.parent)
     reader.read(tree.body)
     title = tree.css_first("title")
-    return Page(path.stem, language, _unnumbered(_text(title)) if title else "", tuple(reader.blocks), path.parent)
+    return Page(path.stem, language, _unnumbered(text_of(title)) if title else "", tuple(reader.blocks), path.parent)
 
 
 class _Reader:
@@ -77,7 +50,7 @@ class _Reader:
             if child.tag == "-text":
                 # Loose text among blocks is the indentation of the file.
                 continue
-            kind = (child.attributes.get("class") or "").split()
+            kind = classes_of(child)
             if _SKIPPED.intersection(kind) or child.tag in ("script", "style", "hr", "img"):
                 continue
             if _NOTES.intersection(kind):
@@ -87,7 +60,7 @@ class _Reader:
                 self._figure(child)
             elif "mediaobject" in kind or "screenshot" in kind:
                 self._media(child, "", alone=True)
-            elif child.tag in _LEAVES or not _has_blocks(child):
+            elif child.tag in LEAVES or not has_blocks(child):
                 self._leaf(child)
             else:
                 self._item = child.tag == "li"
@@ -96,20 +69,20 @@ class _Reader:
     def _leaf(self, node: Any) -> None:
         if node.tag == "pre":
             self._add(node.text().strip("\n"), "code")
-        elif node.tag[0] == "h" and len(node.tag) == 2:
-            self._heading = _unnumbered(_text(node))
-            self._add(self._heading, "heading", int(node.tag[1]))
+        elif level := heading_level(node.tag):
+            self._heading = _unnumbered(text_of(node))
+            self._add(self._heading, "heading", level)
         elif node.tag == "dt":
-            self._add(_unnumbered(_text(node)), "heading", _TERM_LEVEL)
-        elif "title" in (node.attributes.get("class") or "").split():
-            self._add(_unnumbered(_text(node)), "paragraph")
+            self._add(_unnumbered(text_of(node)), "heading", _TERM_LEVEL)
+        elif "title" in classes_of(node):
+            self._add(_unnumbered(text_of(node)), "paragraph")
         else:
-            self._add(_text(node), "item" if self._item or node.tag == "li" else "paragraph")
+            self._add(text_of(node), "item" if self._item or node.tag == "li" else "paragraph")
             self._item = False
 
     def _figure(self, node: Any) -> None:
         title = node.css_first("p.title")
-        text = _unnumbered(_text(title)) if title else ""
+        text = _unnumbered(text_of(title)) if title else ""
         media = node.css("div.mediaobject")
         if text:
             self._add(text, "caption")
@@ -118,7 +91,7 @@ class _Reader:
 
     def _media(self, node: Any, title: str, alone: bool) -> None:
         """A picture with the caption under it. A title that several pictures share says nothing of one by itself."""
-        caption = " ".join(_text(each) for each in node.css("div.caption"))
+        caption = " ".join(text_of(each) for each in node.css("div.caption"))
         about = _sentences(title, caption) if caption or alone else ""
         for image in node.css("img"):
             source = image.attributes.get("src") or ""
@@ -130,14 +103,6 @@ class _Reader:
     def _add(self, text: str, role: Any, level: int = 0) -> None:
         if text.strip():
             self.blocks.append(Passage(text, role, level))
-
-
-def _has_blocks(node: Any) -> bool:
-    return any(child.tag in _BLOCKS or _has_blocks(child) for child in node.iter())
-
-
-def _text(node: Any) -> str:
-    return " ".join(node.text().split())
 
 
 def _unnumbered(text: str) -> str:

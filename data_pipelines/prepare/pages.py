@@ -34,7 +34,7 @@ class Passage:
     """A paragraph, or what stands like one."""
 
     text: str
-    role: Literal["heading", "paragraph", "item", "code", "caption"] = "paragraph"
+    role: Literal["heading", "paragraph", "item", "row", "code", "caption"] = "paragraph"
     level: int = 0
     """Of a heading: 1 is the highest."""
 
@@ -211,11 +211,11 @@ def _join_captions(segments: list[dict[str, Any]]) -> None:
 
 
 def joined(passages: Sequence[Passage]) -> str:
-    """Passages as running text: a line between paragraphs, none between the items of a list."""
+    """Passages as running text: a line between paragraphs, none between the items of a list or the rows of a table."""
     text = ""
     for before, passage in zip([None, *passages], passages, strict=False):
         if before is not None:
-            text += "\n" if before.role == passage.role == "item" else "\n\n"
+            text += "\n" if before.role == passage.role and passage.role in ("item", "row") else "\n\n"
         text += f"- {passage.text}" if passage.role == "item" else passage.text
     return text
 

@@ -36,7 +36,11 @@ class CorpusSet:
     """One line for reports: what the records are, and what was left out."""
 
 
-_MODULES: tuple[str, ...] = ("gimp",)
+_MODULES: tuple[str, ...] = (
+    "gimp",
+    "gnome",
+    "libreoffice",
+)
 """Modules of this package with a tuple `SETS` of CorpusSet, in the order in which sets are built."""
 
 

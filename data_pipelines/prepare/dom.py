@@ -1,0 +1,40 @@
+"""Parts of HTML pages as the readers of manuals see them: what is a block, and what a block says."""
+
+from pathlib import Path
+from typing import Any
+
+from data_pipelines.optional import need
+
+LEAVES = frozenset(("p", "pre", "dt", "h1", "h2", "h3", "h4", "h5", "h6"))
+"""Blocks that hold no other blocks."""
+
+_BLOCKS = LEAVES | {"div", "table", "tbody", "thead", "tr", "td", "th", "ul", "ol", "li", "dl", "dd", "blockquote"}
+
+
+def parse(path: Path) -> Any:
+    """The tree of an HTML file (selectolax).
+
+    Raises:
+        UserError: if selectolax is not installed.
+    """
+    return need("selectolax.lexbor", "prepare").LexborHTMLParser(path.read_bytes())
+
+
+def has_blocks(node: Any) -> bool:
+    """Whether there is a block somewhere in the node; if not, the node is one by itself."""
+    return any(child.tag in _BLOCKS or has_blocks(child) for child in node.iter())
+
+
+def text_of(node: Any) -> str:
+    """What a block says, in one line."""
+    return " ".join(node.text().split())
+
+
+def classes_of(node: Any) -> frozenset[str]:
+    """The node's classes."""
+    return frozenset((node.attributes.get("class") or "").split())
+
+
+def heading_level(tag: str) -> int:
+    """1 to 6, or 0 if the tag is no heading's."""
+    return int(tag[1]) if len(tag) == 2 and tag[0] == "h" and tag[1].isdigit() else 0
