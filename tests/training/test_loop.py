@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from jax._src.array import ArrayImpl
 
+from vlm_jax.errors import UserError
 from vlm_jax.optim import OptimizerConfig, Rule, Schedule, assign_rules, build_optimizer
 from vlm_jax.parallel import MeshConfig, batch_sharding, build_mesh
 from vlm_jax.training.loop import run_stage
@@ -137,3 +138,17 @@ def test_between_logged_steps_one_batch_goes_to_the_device_and_nothing_comes_bac
 def test_the_count_would_notice_a_hook_that_reads(toy, compiled, tmp_path, transfers, read):
     counted = run_and_count(toy, compiled, tmp_path, transfers, [lambda event: read(event.metrics["loss"])])
     assert all(reads for _, reads in counted)
+
+
+def test_data_that_end_before_the_steps_do_are_an_error(toy, compiled):
+    step, first_state, sharding = compiled
+
+    class Two(type(toy.batches())):
+        def __next__(self):
+            if self.at == 2:
+                raise StopIteration
+            return super().__next__()
+
+    assert int(run_stage(first_state(), step, Two(), sharding, 0, 2, []).step) == 2
+    with pytest.raises(UserError, match="used up after 2 of 4 steps: raise max_epochs"):
+        run_stage(first_state(), step, Two(), sharding, 0, 4, [])

@@ -8,6 +8,7 @@ import jax
 from jax.sharding import Sharding
 
 from vlm_jax.batch import Batch, BatchInfo
+from vlm_jax.errors import UserError
 from vlm_jax.training.state import TrainState
 from vlm_jax.training.step import Metrics
 
@@ -18,7 +19,11 @@ class Batches(Protocol):
     """What the loop needs of a loader (`data_pipelines.loader.Loader`)."""
 
     def __next__(self) -> tuple[Batch, BatchInfo]:
-        """The next batch."""
+        """The next batch.
+
+        Raises:
+            StopIteration: if the data are used up.
+        """
 
     def get_state(self) -> dict[str, Any]:
         """The position after the last batch."""
@@ -59,10 +64,19 @@ def run_stage(
         sharding: of a batch's rows.
         first, last: steps done before, and when this returns.
         hooks: called after every step with the same Event; an exception from one ends the run.
+
+    Raises:
+        UserError: if the data are used up before the last step.
     """
     with jax.transfer_guard("disallow"):
         for number in range(first + 1, last + 1):
-            batch, info = next(batches)
+            try:
+                batch, info = next(batches)
+            except StopIteration:
+                raise UserError(
+                    f"the data are used up after {number - 1} of {last} steps: raise max_epochs in the stage's mixture, "
+                    "or lower its steps"
+                ) from None
             state, metrics = step(state, jax.device_put(batch, sharding))
             event = Event(number, number == last, state, metrics, info, batches.get_state)
             for hook in hooks:

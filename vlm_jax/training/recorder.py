@@ -122,6 +122,7 @@ class Recorder:
             "tokens_seen": self._tokens,
             "images_seen": self._images,
             "quarantined": dict(event.info.quarantined),
+            "cut": dict(event.info.cut),
             "seconds": round(self._seconds, 3),
             **event.extras,
         }
