@@ -80,7 +80,7 @@ def build_sets(
             output / each.name,
             counted,
             config={"set": each.name, "packages": dict(versions(raw, each.packages))},
-            about={"kind": each.kind, "licences": [each.licence], "what": each.about},
+            about={"kind": each.kind, "licences": [each.licence], "about": each.about},
         )
         yield Built(each, manifests, counted.begun)
 

@@ -49,8 +49,7 @@ def add_parsers(commands: Any, prepare: Any) -> None:
         "--format",
         choices=("array_record", "tfds"),
         default="array_record",
-        help="how records are kept: shards of this package (array_record), or a TensorFlow Datasets directory beside "
-        "them that other programs can read (tfds)",
+        help="array_record = shards of this package; tfds = also TensorFlow Datasets in OUT/tfds, for other programs",
     )
     parser.set_defaults(run=corpora)
 
@@ -109,8 +108,8 @@ def corpora(arguments: argparse.Namespace) -> None:
             if arguments.format == "tfds":
                 progress.update(bar, description=f"{built.corpus.name}: writing as TFDS")
                 _write_tfds(built, output)
-    console = Console(highlight=False)
-    console.print(report_table(figures), width=max(console.width, _TABLE_WIDTH), crop=False, soft_wrap=True)
+    width = max(Console().width, _TABLE_WIDTH)
+    Console(highlight=False, width=width).print(report_table(figures), soft_wrap=True)
     page = output / "report.html"
     page.write_text(report_page(figures), encoding="utf-8")
     print(page)
@@ -119,7 +118,7 @@ def corpora(arguments: argparse.Namespace) -> None:
 def _write_tfds(built: Any, output: Path) -> None:
     from data_pipelines.prepare.tfds_builder import write_tfds
 
-    write_tfds(output / built.corpus.name, output / "tfds")
+    write_tfds(output / built.corpus.name, output / "tfds", kind=built.corpus.kind)
 
 
 def _stderr() -> Any:
