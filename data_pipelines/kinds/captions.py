@@ -83,7 +83,8 @@ class Captions:
         text, language = text_of(caption.get("text"), "caption", where), caption.get("language", "")
         requests = WORDINGS[self.wordings].get(language)
         if requests is None:
-            raise BadRecord(f"a caption in '{language}', for which there is no request", where)
+            which = f"in '{language}', for which there is no request" if language else "of unknown language"
+            raise BadRecord(f"a caption {which}: set the source's `language`, or choose the bare form", where)
         request = requests[int(rng.integers(len(requests)))]
         return Text(request, role="user"), Text(text, loss=True, role="assistant")
 

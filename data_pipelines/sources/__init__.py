@@ -6,11 +6,14 @@ from typing import Any, Protocol
 from data_pipelines.sources.array_records import ArrayRecords, ArrayRecordsSource
 from data_pipelines.sources.easy_vqa import EasyVQA, EasyVQASource
 from data_pipelines.sources.guess import source_for
+from data_pipelines.sources.json_lines import JSONLines, JSONLinesSource
 from data_pipelines.sources.naming import source_name
+from data_pipelines.sources.parquet import Parquet, ParquetSource
 from data_pipelines.sources.text_questions import TextQuestion, TextQuestions, TextQuestionsSource
 from data_pipelines.sources.tfds import TFDS, TFDSSource
+from data_pipelines.sources.webdataset import WebDataset, WebDatasetSource
 
-SourceConfig = EasyVQA | TextQuestions | ArrayRecords | TFDS
+SourceConfig = EasyVQA | TextQuestions | ArrayRecords | TFDS | Parquet | WebDataset | JSONLines
 """Union of the sources' configs. Each is opened by `open_source`, and `source_name` says what it is called."""
 
 
@@ -36,6 +39,9 @@ _OPENERS: Mapping[type, Callable[[Any], Source]] = {
     EasyVQA: EasyVQASource,
     TextQuestions: TextQuestionsSource,
     ArrayRecords: ArrayRecordsSource,
+    Parquet: ParquetSource,
+    WebDataset: WebDatasetSource,
+    JSONLines: JSONLinesSource,
     TFDS: TFDSSource,
 }
 
@@ -53,10 +59,13 @@ __all__ = [
     "TFDS",
     "ArrayRecords",
     "EasyVQA",
+    "JSONLines",
+    "Parquet",
     "Source",
     "SourceConfig",
     "TextQuestion",
     "TextQuestions",
+    "WebDataset",
     "open_source",
     "source_for",
     "source_name",

@@ -8,6 +8,7 @@ from etils import epath
 
 from data_pipelines.manifest import MANIFEST
 from data_pipelines.sources.array_records import ArrayRecords
+from data_pipelines.sources.guess_layout import json_lines_for, parquet_for, webdataset_for
 from data_pipelines.sources.tfds import TFDS
 from vlm_jax.errors import UserError
 
@@ -19,6 +20,11 @@ BY_MARKER: Mapping[str, Callable[[str], Any]] = {
 
 BY_SUFFIX: Mapping[str, Callable[[str], Any]] = {
     ".arrayrecord": lambda path: ArrayRecords(path, unchecked=True),
+    ".parquet": parquet_for,
+    ".tar": webdataset_for,
+    ".jsonl": json_lines_for,
+    ".ndjson": json_lines_for,
+    ".json": json_lines_for,
 }
 """How a file or a pattern ends -> the config of the source that reads it."""
 

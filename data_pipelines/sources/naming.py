@@ -24,4 +24,6 @@ def source_name(config: Any) -> str:
     if parts:
         for suffix in _SUFFIXES:
             parts[-1] = parts[-1].removesuffix(suffix)
+        if not parts[-1].strip("*?") and len(parts) > 1:
+            parts.pop()
     return "/".join(parts[-2:]) or type(config).__name__

@@ -102,7 +102,7 @@ def test_bare_captions_are_running_text_behind_the_picture():
         ({"image": None}, "no picture"),
         ({"image": b"\x89PNG"}, "a picture is of type bytes"),
         ({"captions": [{"text": None, "language": "en"}]}, "no caption"),
-        ({"captions": [{"text": "A duck."}]}, "a caption in ''"),
+        ({"captions": [{"text": "A duck."}]}, "a caption of unknown language"),
     ],
 )
 def test_a_record_without_picture_or_language_is_bad(changed, reason):
