@@ -179,16 +179,16 @@ class DataConfig:
     weigh_by: Literal["token", "example"] = "token"
     """token: every learned token counts alike; example: each example does, its learned tokens share a weight of 1."""
     temperature: float = 0.0
-    """0 = weights as given; T > 0 = shares in proportion to weight · records^(1/T): 1 takes all sources at one pace
-    where the weights are alike, large T treats them alike whatever their sizes."""
+    """0 = weights as given; T from 0.1 on = shares in proportion to weight · records^(1/T): where weights are alike, 1
+    passes through all sources at one pace, and large T draws as much of each whatever their sizes."""
     kinds: tuple[KindShare, ...] = ()
     """Shares of kinds of data; kinds that are not named have the rest. () = each entry stands for itself."""
 
     def __post_init__(self) -> None:
         check_mixture(self.mixture)
         check_kinds(self.mixture, self.kinds)
-        if not (np.isfinite(self.temperature) and self.temperature >= 0):
-            raise UserError(f"data.temperature is {self.temperature}: give a positive number, or 0 for plain weights")
+        if self.temperature and not 0.1 <= self.temperature < np.inf:
+            raise UserError(f"data.temperature is {self.temperature}: give 0.1 or more, or 0 for plain weights")
         for field, least in (
             ("rows", 1),
             ("length", 2),

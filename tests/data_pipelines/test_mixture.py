@@ -1,9 +1,19 @@
-import collections
+import itertools
 
 import numpy as np
 import pytest
 
-from data_pipelines.mixture import DataConfig, MixtureEntry, ShardDraws, check_mixture, host_rows, host_shards
+from data_pipelines.kinds import Captions, Instruct
+from data_pipelines.mixture import (
+    DataConfig,
+    KindShare,
+    MixtureEntry,
+    check_mixture,
+    endless_order,
+    host_rows,
+    host_shards,
+)
+from data_pipelines.sources import EasyVQA
 from vlm_jax.errors import UserError
 
 
@@ -27,51 +37,73 @@ def test_a_mixture_needs_entries_with_names_of_their_own(tiny):
     check_mixture((*entries(tiny, 1.0), MixtureEntry(tiny.Source(name="s0"), tiny.Kind(), name="other")))
 
 
+@pytest.mark.parametrize("fields", [{"max_epochs": -1.0}, {"max_epochs": float("nan")}])
+def test_a_cap_must_be_a_number_of_epochs(tiny, fields):
+    with pytest.raises(UserError, match="s0: max_epochs is"):
+        MixtureEntry(tiny.Source(name="s0"), tiny.Kind(), **fields)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "message"),
+    [
+        (((0, 1.0), (0, 2.0)), "steps must rise"),
+        (((5, 1.0), (3, 2.0)), "steps must rise"),
+        (((-1, 1.0),), "steps must rise"),
+        (((0, -1.0), (9, 1.0)), "weights must be 0 or positive"),
+        (((0, float("nan")),), "weights must be 0 or positive"),
+        (((0, 0.0), (9, 0.0)), "weights must be 0 or positive"),
+    ],
+)
+def test_a_schedule_that_makes_no_sense(tiny, schedule, message):
+    with pytest.raises(UserError, match=rf"s0: schedule .*{message}"):
+        MixtureEntry(tiny.Source(name="s0"), tiny.Kind(), schedule=schedule)
+
+
+def test_a_schedule_goes_in_straight_lines_and_stays_at_its_ends(tiny):
+    entry = MixtureEntry(tiny.Source(), tiny.Kind(), weight=9.0, schedule=((10, 1.0), (20, 0.0), (24, 2.0)))
+    weights = [entry.weight_at(step) for step in (0, 10, 15, 20, 21, 24, 10**9)]
+    assert weights == [1.0, 1.0, 0.5, 0.0, 0.5, 2.0, 2.0]
+    assert MixtureEntry(tiny.Source(), tiny.Kind(), weight=3.0).weight_at(7) == 3.0
+
+
+def test_something_must_be_drawn_at_every_step(tiny):
+    first, second = (((0, 1.0), (5, 0.0)), ((5, 0.0), (9, 1.0)))
+    entries = [
+        MixtureEntry(tiny.Source(name=name), tiny.Kind(), schedule=schedule)
+        for name, schedule in (("a", first), ("b", second))
+    ]
+    with pytest.raises(UserError, match="weight 0 at step 5"):
+        check_mixture(entries)
+    check_mixture([*entries, MixtureEntry(tiny.Source(name="c"), tiny.Kind())])
+
+
+@pytest.mark.parametrize(
+    ("kinds", "message"),
+    [
+        ((("captions", 0.5), ("captions", 0.2)), "name each kind once"),
+        ((("text_only", 0.5),), "only kinds that the mixture has: captions, instruct"),
+        ((("captions", 1.0),), "less than 1, and leave the rest to instruct"),
+        ((("captions", 0.6), ("instruct", 0.6)), r"make 1\.2; .* exactly 1"),
+        ((("captions", -0.5),), "each must be positive"),
+    ],
+)
+def test_shares_of_kinds_that_make_no_sense(kinds, message):
+    mixture = tuple(MixtureEntry(EasyVQA(name=kind.kind), kind) for kind in (Captions(), Instruct()))
+    with pytest.raises(UserError, match=message):
+        DataConfig(mixture, rows=1, length=64, images=1, kinds=tuple(itertools.starmap(KindShare, kinds)))
+
+
 @pytest.mark.parametrize("small", [1, 1 << 16])
-def test_an_epoch_of_all_shards_is_every_record_once_in_a_fresh_order(tiny, monkeypatch, small):
+@pytest.mark.parametrize("numbers", [range(3, 100, 4), range(1)])
+def test_an_endless_order_has_each_number_once_an_epoch_in_a_fresh_order(monkeypatch, small, numbers):
     monkeypatch.setattr("data_pipelines.mixture._SMALL", small)
-    mixture, size, shards = entries(tiny, 1.0), 23, 4
-    orders = collections.defaultdict(list)
-    for shard in range(shards):
-        draws = ShardDraws(mixture, [size], seed=3, shard=shard, shards=shards)
-        own = len(range(shard, size, shards))
-        for epoch in range(2):
-            orders[epoch] += [draws[epoch * own + i].record for i in range(own)]
-    assert sorted(orders[0]) == sorted(orders[1]) == list(range(size))
-    assert orders[0] != orders[1]
-
-
-def test_weights_are_honoured_in_every_shard(tiny):
-    mixture = entries(tiny, 3.0, 1.0, 0.5)
-    for shard in range(2):
-        draws = ShardDraws(mixture, [30, 20, 10], seed=0, shard=shard, shards=2)
-        counts = collections.Counter(draws[i].entry for i in range(900))
-        assert [counts[e] / 900 for e in range(3)] == pytest.approx([3 / 4.5, 1 / 4.5, 0.5 / 4.5], abs=0.01)
-        assert all(draws[i].record < [30, 20, 10][draws[i].entry] for i in range(900))
-
-
-def test_draws_depend_on_the_seed_and_another_entry_does_not_disturb_the_order(tiny):
-    def records(mixture, seed):
-        draws = ShardDraws(mixture, [30] * len(mixture), seed, 0, 1)
-        return [draw.record for draw in (draws[i] for i in range(60)) if draw.entry == 0][:25]
-
-    one, two = entries(tiny, 1.0), entries(tiny, 1.0, 1.0)
-    assert records(one, 1) != records(one, 2)
-    assert records(one, 1) == records(two, 1)
-
-
-def test_shards_have_orders_of_their_own(tiny):
-    def order(shard):
-        draws = ShardDraws(entries(tiny, 1.0), [80], seed=1, shard=shard, shards=2)
-        return [draws[i].record // 2 for i in range(40)]
-
-    assert sorted(order(0)) == sorted(order(1))
-    assert order(0) != order(1)
-
-
-def test_a_source_smaller_than_the_shards_is_an_error(tiny):
-    with pytest.raises(UserError, match="s0 has 3 records, too few for 4 virtual shards"):
-        ShardDraws(entries(tiny, 1.0), [3], 0, 0, 4)
+    order, again = (endless_order(numbers, (5, 1)) for _ in range(2))
+    epochs = [[order[epoch * len(numbers) + i] for i in range(len(numbers))] for epoch in range(3)]
+    assert all(sorted(epoch) == list(numbers) for epoch in epochs)
+    assert len(numbers) == 1 or len(set(map(tuple, epochs))) == 3
+    at = list(reversed(range(3 * len(numbers))))
+    assert [again[i] for i in at] == [epochs[i // len(numbers)][i % len(numbers)] for i in at]
+    assert len(numbers) == 1 or [endless_order(numbers, (5, 2))[i] for i in range(len(numbers))] != epochs[0]
 
 
 @pytest.mark.parametrize(
@@ -80,6 +112,8 @@ def test_a_source_smaller_than_the_shards_is_an_error(tiny):
         ({"rows": 0}, r"data\.rows is 0"),
         ({"length": 1}, r"data\.length is 1"),
         ({"images": -1}, r"data\.images is -1"),
+        ({"temperature": -1.0}, r"data\.temperature is -1\.0"),
+        ({"temperature": 0.01}, r"data\.temperature is 0\.01: give 0\.1 or more"),
         ({"virtual_shards": 3}, r"data\.rows = 4 is not a multiple of data\.virtual_shards = 3"),
     ],
 )
@@ -90,9 +124,10 @@ def test_sizes_that_make_no_sense_are_named(tiny, fields, message):
 
 def test_default_number_of_examples(tiny):
     mixture = entries(tiny, 1.0)
-    assert DataConfig(mixture, rows=1, length=64, images=5).budget.examples == 5
-    assert DataConfig(mixture, rows=1, length=64, images=0).budget.examples == 4
-    assert DataConfig(mixture, rows=1, length=64, images=5, examples=9).budget.examples == 9
+    assert DataConfig(mixture, rows=1, length=64, images=5).budget.entries == 5
+    assert DataConfig(mixture, rows=1, length=64, images=0).budget.entries == 4
+    assert DataConfig(mixture, rows=1, length=160, images=5).budget.entries == 10
+    assert DataConfig(mixture, rows=1, length=64, images=5, examples=9).budget.entries == 9
 
 
 @pytest.mark.parametrize("hosts", [1, 2, 4])

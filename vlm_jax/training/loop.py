@@ -74,7 +74,7 @@ def run_stage(
                 batch, info = next(batches)
             except StopIteration:
                 raise UserError(
-                    f"the data are used up after {number - 1} of {last} steps: raise max_epochs in the stage's mixture, "
+                    f"the data are used up after {number - 1} of {last} steps: raise max_epochs in its mixture, "
                     "or lower its steps"
                 ) from None
             state, metrics = step(state, jax.device_put(batch, sharding))
