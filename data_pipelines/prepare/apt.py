@@ -11,6 +11,9 @@ from vlm_jax.errors import UserError
 NOT_NEEDED = "experiments/quickstart.py needs none of this"
 
 
+_UNKNOWN = "Unable to locate package"
+
+
 class Apt:
     """Calls apt-get. Where the machine has no package lists (a container, say), it fetches some of its own, once."""
 
@@ -46,7 +49,9 @@ class Apt:
         why = self._try(wanted, into)
         if why and not self._options:
             self._update()
-            why = self._try(wanted, into)
+            again = self._try(wanted, into)
+            # Where no list could be fetched either, the first answer says more than that the package is unknown.
+            why = why if _UNKNOWN in again else again
         found = sorted(into.glob("*.deb"))
         if not why and len(found) == 1:
             return found[0]
@@ -78,6 +83,7 @@ class Apt:
         status.touch()
         for key, value in (
             ("Dir::State", self._state / "state"),
+            ("Dir::State::lists", self._state / "state/lists"),
             ("Dir::State::status", status),
             ("Dir::Cache", self._state / "cache"),
         ):

@@ -92,27 +92,26 @@ def _chosen(names: Sequence[str]) -> list[Package]:
 
 def _fetch_all(raw: Path, wanted: Sequence[Package], debs: Path | None, any_version: bool) -> Iterator[Taken]:
     missing = [each for each in wanted if taken(raw, each.name) is None]
+    apt = Apt(raw / ".apt") if missing and debs is None else None
     if missing and shutil.which("dpkg-deb") is None:
         raise UserError(f"dpkg-deb, which unpacks the corpora's packages, is not here: install dpkg; {NOT_NEEDED}")
-    apt = Apt(raw / ".apt") if missing and debs is None else None
-    for each in wanted:
-        present = taken(raw, each.name)
-        if present is None:
-            download = raw / ".download"
-            shutil.rmtree(download, ignore_errors=True)
-            download.mkdir()
-            if apt is None:
-                assert debs is not None
-                deb = _given(each, debs, any_version)
-            else:
-                deb = _downloaded(each, apt, download, any_version)
-            present = _unpack(raw, each, deb, any_version)
-            shutil.rmtree(download)
-        yield present
-    shutil.rmtree(raw / ".apt", ignore_errors=True)
+    download = raw / ".download"
+    try:
+        for each in wanted:
+            present = taken(raw, each.name)
+            if present is None:
+                shutil.rmtree(download, ignore_errors=True)
+                download.mkdir()
+                deb = _given(each, debs, any_version) if debs else _downloaded(each, apt, download, any_version)
+                present = _unpack(raw, each, deb, any_version)
+            yield present
+    finally:
+        shutil.rmtree(download, ignore_errors=True)
+        shutil.rmtree(raw / ".apt", ignore_errors=True)
 
 
-def _downloaded(wanted: Package, apt: Apt, into: Path, any_version: bool) -> Path:
+def _downloaded(wanted: Package, apt: Apt | None, into: Path, any_version: bool) -> Path:
+    assert apt is not None
     try:
         return apt.download(wanted.name, wanted.version, into)
     except UserError:

@@ -67,7 +67,7 @@ def fetch(arguments: argparse.Namespace) -> None:
         raise UserError(f"--debs {debs}: no such directory; give the one that holds the .deb files")
     came = 0
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=_stderr(), transient=True) as progress:
+    with Progress(*columns, console=_stderr(), transient=True, disable=not sys.stderr.isatty()) as progress:
         bar = progress.add_task("fetching packages", total=len(arguments.only) or len(PACKAGES))
         for taken in fetching.fetch(raw, arguments.only, debs=debs, any_version=arguments.any_version):
             came += taken.new
@@ -93,7 +93,7 @@ def corpora(arguments: argparse.Namespace) -> None:
         print(f"left out: {name}, which needs {', '.join(packages)} (vlm data fetch)", file=sys.stderr)
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     figures = []
-    with Progress(*columns, console=_stderr(), transient=True) as progress:
+    with Progress(*columns, console=_stderr(), transient=True, disable=not sys.stderr.isatty()) as progress:
         bar = progress.add_task("preparing")
         for built in build_sets(
             sets,
