@@ -121,21 +121,18 @@ def sha256_of(path: os.PathLike[str]) -> str:
     return digest.hexdigest()
 
 
-def write_manifest(directory: os.PathLike[str] | str, manifest: Manifest) -> None:
-    """Writes manifest.json: all of it or, if this is interrupted, nothing.
+def write_manifest(directory: Path, manifest: Manifest) -> None:
+    """Writes manifest.json into a local directory: all of it or, if this is interrupted, nothing.
 
     Raises:
         UserError: if the disk refuses.
     """
-    path = epath.Path(directory) / MANIFEST
+    path = directory / MANIFEST
     plain = dataclasses.asdict(manifest)
     plain = {"format": plain.pop("format"), "records": manifest.records, "bytes": manifest.bytes, **plain}
     text = json.dumps(plain, indent=1, ensure_ascii=False) + "\n"
     try:
-        if "://" in os.fspath(path):  # object stores replace a file as a whole
-            path.write_text(text)
-            return
-        partial = Path(path).with_name(MANIFEST + ".partial")
+        partial = path.with_name(MANIFEST + ".partial")
         with open(partial, "w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
@@ -159,11 +156,12 @@ def read_manifest(directory: os.PathLike[str] | str) -> Manifest:
             f"{os.fspath(directory)}: no {MANIFEST}, so this is no finished set of shards; prepare it again, or give "
             "another path"
         ) from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); prepare the set again") from None
+    except Exception as error:  # clients of object stores raise what they like, also where one is not installed
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path}: cannot be read ({reason}); mend the path, or prepare the set again") from None
     try:
         return _manifest_of(plain)
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: not a manifest of shards ({error!r}); prepare the set again") from None
 
 

@@ -11,6 +11,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -283,6 +284,7 @@ def find_set(
     directory: Path, *, config: Mapping[str, Any], about: Mapping[str, Any] | None = None, shards: int = 0
 ) -> Manifest | None:
     """The manifest of this very set if it is there and whole; a change of `about` alone is written into it."""
+    _refuse_foreign(directory)
     wanted = config_hash({"shards": shards, **config})
     manifest = is_intact(directory, same=lambda found: found.config_hash == wanted and found.code_hash == code_hash())
     if manifest is None:
@@ -309,7 +311,7 @@ def _key(text: str) -> bytes:
 
 def _refuse_foreign(directory: Path) -> None:
     """A directory that is no prepared set is somebody's work: it is not replaced."""
-    if "://" in os.fspath(directory):
+    if re.match(r"\w{2,}:/", os.fspath(directory)):
         raise UserError(
             f"{directory}: sets are written to local disks; choose a local directory and copy it afterwards"
         )

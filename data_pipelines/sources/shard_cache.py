@@ -57,8 +57,11 @@ class ShardCache:
                 partial.replace(place)  # whichever process is last: the contents are the same
             finally:
                 partial.unlink(missing_ok=True)
-        except OSError as error:
+        except UserError:
+            raise
+        except Exception as error:  # clients of object stores raise what they like
+            reason = " ".join(str(error).split())
             raise UserError(
-                f"{origin}: cannot be copied into the cache {self._cache} ({error.strerror or error}); free space, "
+                f"{origin}: cannot be copied into the cache {self._cache} ({reason}); free space, "
                 "mend the address, or set `cache`"
             ) from None

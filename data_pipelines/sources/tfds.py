@@ -10,6 +10,8 @@ from typing import Any
 from etils import epath
 
 from data_pipelines.examples import Image
+from data_pipelines.layout_values import text_in
+from data_pipelines.layouts import Layout
 from data_pipelines.optional import need
 from data_pipelines.quarantine import BadRecord
 from data_pipelines.sources.array_shards import ArrayShards
@@ -32,24 +34,23 @@ class TFDS:
         latest version it is, where `data_dir` is given.
     split: as TFDS writes it: 'train', 'train[:80%]', 'train[10000:]', 'train+test'.
     data_dir: directory below which data sets lie by name; '' = `path` is a directory.
-    fields: (field of a record, where it stands in an example) pairs, such as (('image', 'photo/jpeg'),), slashes
-        leading into nested features; () = the example's own fields. Data sets that were written here need none.
+    layout: how an example becomes a record; data sets that were written here need none.
     name: of the source; '' = the end of the path.
     """
 
     path: str
     split: str = "train"
     data_dir: str = ""
-    fields: tuple[tuple[str, str], ...] = ()
+    layout: Layout = Layout()
     name: str = ""
 
 
 class TFDSSource:
     """Records of one split.
 
-    A data set that was written here gives the very records that it was made of. Of any other, an example is a record:
-    images are pictures, texts are strings, labels are their names, a sequence of features is a list of dictionaries;
-    'id' is made of its place in the files where the example has none.
+    A data set that was written here gives the very records that it was made of. An example of any other goes through
+    the layout, after its images have become pictures, its texts strings, its labels their names, and its sequences of
+    features lists of dictionaries.
 
     The number of records in a file is compared with what the data set says when the file is opened.
     """
@@ -92,7 +93,7 @@ class TFDSSource:
         """The record.
 
         Raises:
-            BadRecord: if its bytes are damaged, or a field of `fields` is missing.
+            BadRecord: if its bytes are damaged, or it does not have the layout.
             UserError: if its file is not what the data set says.
         """
         if not 0 <= index < len(self):
@@ -114,11 +115,7 @@ class TFDSSource:
         native = _native(self._features, example)
         if self._kind:
             return from_example(native, self._kind)
-        native = {"id": name, **native}
-        if not self.config.fields:
-            return {**native, "id": str(native["id"])}
-        record = {field: _at(native, path.split("/")) for field, path in self.config.fields}
-        return {"id": name, **record}
+        return self.config.layout.record(native, f"{self.name}/{name}", _no_path)
 
 
 def _open(tfds: Any, config: TFDS, name: str) -> Any:
@@ -184,7 +181,7 @@ def _native(feature: Any, value: Any) -> Any:
     if kind == "ClassLabel":
         return feature.int2str(int(value)) if int(value) >= 0 else ""
     if isinstance(value, bytes):
-        return value.decode("utf-8", "backslashreplace") if kind == "Text" else value
+        return text_in(value) if kind == "Text" else value
     return value.tolist() if hasattr(value, "tolist") else value
 
 
@@ -192,13 +189,5 @@ def _native_list(feature: Any, values: Any) -> list[Any]:
     return [_native(feature, value) for value in values]
 
 
-def _at(value: Any, path: list[str]) -> Any:
-    """The value at a path; through a list, of each of its entries."""
-    if not path:
-        return value
-    if isinstance(value, list):
-        return [_at(entry, path) for entry in value]
-    if not isinstance(value, dict) or path[0] not in value:
-        there = f"; there are {', '.join(value)}" if isinstance(value, dict) else ""
-        raise BadRecord(f"no field '{path[0]}'{there}")
-    return _at(value[path[0]], path[1:])
+def _no_path(path: str) -> Image:
+    raise BadRecord(f"'{path[:100]}' is a path, and a data set has its pictures inside")
