@@ -13,7 +13,8 @@ from typing import Any
 from data_pipelines.tokenizers.protocol import Tokenizer
 from data_pipelines.words import words_of
 
-_BYTE = re.compile(r"<0x[0-9A-F]{2}>")
+_BYTE = re.compile(r"<0x[89A-F][0-9A-F]>")
+"""A byte of a character of several. The others, such as a line break's, are whole characters."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Fertility:
     """In UTF-8."""
     tokens: int = 0
     byte_tokens: int = 0
-    """Tokens that are bytes of a character, since the vocabulary lacks it."""
+    """Tokens that are a part of a character, one byte or more, since the vocabulary lacks it."""
 
     def __add__(self, other: "Fertility") -> "Fertility":
         return Fertility(*(a + b for a, b in zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)))
@@ -44,7 +45,7 @@ class Fertility:
 
     @property
     def byte_share(self) -> float:
-        """Share of tokens that are bytes of a character."""
+        """Share of tokens that are a part of a character."""
         return self.byte_tokens / max(1, self.tokens)
 
     def plain(self) -> dict[str, Any]:

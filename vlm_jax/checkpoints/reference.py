@@ -129,6 +129,8 @@ def load_reference_processor(reference: str) -> Processor:
     if is_huggingface(path) and has_tokenizer(Path(path)):
         normalised = with_normalisation(_config(read_hf_config(Path(path)), reference), Path(path))
         return load_processor_hf(Path(path), require_whole(normalised, reference))
+    if (path / "processor.json").is_file():
+        return load_processor(path)
     if path.is_dir() and not is_huggingface(path):
         return load_processor(step_directory(str(path)) / "files" / "processor")
     raise UserError(f"{reference}: no tokenizer there; name a model that has one")
