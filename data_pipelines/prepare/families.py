@@ -1,5 +1,6 @@
 """Families of pictures: those so alike that they must stand in one split. Recoloured, mirrored, redrawn, renumbered."""
 
+import dataclasses
 import re
 from collections.abc import Iterable, Mapping
 
@@ -14,6 +15,12 @@ from data_pipelines.optional import need
 NEAR = 6
 """Bits of 64 in which the perceptual hashes of near-identical pictures may differ."""
 
+_COLOUR = 40
+"""Units of 0..255 in which the mean colours of near-identical pictures may differ."""
+
+_SIDE = 256
+"""Pixels: larger pictures are looked at at this size."""
+
 _VARIANT = re.compile(
     r"([-_ ]?(\d+|left|right|filled|outline|mirror(ed)?|flip(ped)?|bw|small|big|large|v\d+|[a-d](?=$)))+$", re.IGNORECASE
 )
@@ -23,7 +30,8 @@ def families(pictures: Iterable[tuple[str, Image]], near: int = NEAR) -> Mapping
     """The family of each picture: the first name, in alphabetical order, of all that hang together with it.
 
     Two hang together if their names differ only in what tells variants apart ('rocket', 'rocket2', 'eye_left') within
-    one folder, or if their perceptual hashes (of the picture, or of its mirror image) differ in at most `near` bits.
+    one folder, or if their perceptual hashes (of the picture, or of its mirror image) differ in at most `near` bits and
+    their colours are about the same.
 
     Args:
         pictures: Name, with '/' between folders, and picture.
@@ -32,17 +40,13 @@ def families(pictures: Iterable[tuple[str, Image]], near: int = NEAR) -> Mapping
     Raises:
         BadImage: if a picture cannot be decoded.
     """
-    names, hashes, mirrored = [], [], []
-    for name, picture in sorted(pictures, key=lambda each: each[0]):
-        names.append(name)
-        one, other = _hashes(picture)
-        hashes.append(one)
-        mirrored.append(other)
+    looks = {name: _look(picture) for name, picture in pictures}
+    names = sorted(looks)
     groups = _Groups(len(names))
     stems: dict[str, int] = {}
     for index, name in enumerate(names):
         groups.join(index, stems.setdefault(stem(name), index))
-    for one, other in _near_pairs(np.array(hashes, np.uint64), np.array(mirrored, np.uint64), near):
+    for one, other in _near_pairs([looks[name] for name in names], near):
         groups.join(one, other)
     return {name: names[groups.root(index)] for index, name in enumerate(names)}
 
@@ -58,17 +62,28 @@ def stem(name: str) -> str:
     return f"{folder}/{shorter or last}" if folder else shorter or last
 
 
-def _hashes(picture: Image) -> tuple[int, int]:
-    """Perceptual hashes of a picture and of its mirror image.
+@dataclasses.dataclass(frozen=True)
+class _Look:
+    """What pictures are compared by: perceptual hashes of it and of its mirror image, which know shapes in grey, and its
+    mean colour, without which all tricolours would be one flag."""
 
-    A drawing is first cut to what stands out from its ground, so that its margins do not make the hash.
-    """
+    hash: int
+    mirrored: int
+    colour: np.ndarray
+
+
+def _look(picture: Image) -> _Look:
+    """A drawing is first cut to what stands out from its ground, so that its margins do not make the hash."""
     imagehash = need("imagehash", "prepare")
-    pixels = _cut_to_content(decode(picture))
-    pixels = cv2.resize(pixels, (64, 64), interpolation=cv2.INTER_AREA)
-    return tuple(  # type: ignore[return-value]
-        int(str(imagehash.phash(PIL.Image.fromarray(each))), 16) for each in (pixels, np.ascontiguousarray(pixels[:, ::-1]))
+    pixels = decode(picture)
+    if (scale := _SIDE / max(pixels.shape[:2])) < 1:
+        pixels = cv2.resize(pixels, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    pixels = cv2.resize(_cut_to_content(pixels), (64, 64), interpolation=cv2.INTER_AREA)
+    one, other = (
+        int(str(imagehash.phash(PIL.Image.fromarray(np.ascontiguousarray(each)))), 16)
+        for each in (pixels, pixels[:, ::-1])
     )
+    return _Look(one, other, pixels.mean(axis=(0, 1)))
 
 
 def _cut_to_content(pixels: np.ndarray) -> np.ndarray:
@@ -79,11 +94,15 @@ def _cut_to_content(pixels: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(pixels[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1])
 
 
-def _near_pairs(hashes: np.ndarray, mirrored: np.ndarray, near: int) -> Iterable[tuple[int, int]]:
-    for index in range(len(hashes) - 1):
+def _near_pairs(looks: list[_Look], near: int) -> Iterable[tuple[int, int]]:
+    hashes = np.array([look.hash for look in looks], np.uint64)
+    mirrored = np.array([look.mirrored for look in looks], np.uint64)
+    colours = np.array([look.colour for look in looks], np.float32).reshape(-1, 3)
+    for index in range(len(looks) - 1):
         rest = hashes[index + 1 :]
-        away = np.minimum(np.bitwise_count(rest ^ hashes[index]), np.bitwise_count(rest ^ mirrored[index]))
-        for other in np.flatnonzero(away <= near):
+        bits = np.minimum(np.bitwise_count(rest ^ hashes[index]), np.bitwise_count(rest ^ mirrored[index]))
+        away = np.abs(colours[index + 1 :] - colours[index]).max(axis=1)
+        for other in np.flatnonzero((bits <= near) & (away <= _COLOUR)):
             yield index, index + 1 + int(other)
 
 

@@ -10,7 +10,7 @@ from jaxtyping import UInt8
 
 from data_pipelines.examples import Image
 from data_pipelines.images import BadImage
-from data_pipelines.prepare.pictures import over_ground, png
+from data_pipelines.prepare.pictures import ground_of, over_ground, png
 
 _TITLE = re.compile(r'instruction:\s*qsTr\("((?:[^"\\]|\\.)*)"\)')
 _PIECE = re.compile(r"\{([^{}]*)\}")
@@ -54,7 +54,8 @@ def _together(pieces: list[dict[str, str]], files: Mapping[str, bytes], folder: 
     rows, columns = (np.flatnonzero(canvas[..., 3].any(axis=axis)) for axis in (1, 0))
     if not len(rows):
         raise BadImage("no piece lies within the board")
-    return png(over_ground(canvas[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1])[0])
+    whole = canvas[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    return png(over_ground(whole, ground_of(whole)))
 
 
 def _pixels(data: bytes) -> Pixels:

@@ -22,6 +22,9 @@ _GROUNDS = ((255, 255, 255), (128, 128, 128), (40, 60, 90))
 _CONTRAST = 24.0
 """Mean distance, in units of 0..255, between what a picture shows and the ground, below which it cannot be seen."""
 
+_SAMPLE = 20_000
+"""About so many pixels are looked at to choose a ground."""
+
 _VISIBLE = 64
 """Alpha from which on a pixel counts as shown."""
 
@@ -41,10 +44,10 @@ def fitted(picture: Image) -> Image:
     if rgba is None:
         pixels = decode(Image(data=data))
         return picture if max(pixels.shape[:2]) <= LONGEST_SIDE else png(_within(pixels))
-    pixels, ground = over_ground(rgba)
-    if ground == _GROUNDS[0] and max(pixels.shape[:2]) <= LONGEST_SIDE:
+    ground = ground_of(rgba)
+    if ground == _GROUNDS[0] and max(rgba.shape[:2]) <= LONGEST_SIDE:
         return picture
-    return png(_within(pixels))
+    return png(_within(over_ground(rgba, ground)))
 
 
 def header_pixels(path: Path) -> int:
@@ -54,29 +57,38 @@ def header_pixels(path: Path) -> int:
     return math.prod(size) if size else 0
 
 
-def over_ground(rgba: UInt8[np.ndarray, "h w 4"]) -> tuple[UInt8[np.ndarray, "h w 3"], tuple[int, int, int]]:
-    """Lays a picture with transparency over the first ground from which it stands out; returns it and the ground.
+def ground_of(rgba: UInt8[np.ndarray, "h w 4"]) -> tuple[int, int, int]:
+    """The first ground from which a picture with transparency stands out.
 
     Raises:
         BadImage: if nothing of it is opaque enough to be seen.
     """
-    shown = rgba[..., 3] >= _VISIBLE
+    step = max(1, math.isqrt(rgba.shape[0] * rgba.shape[1] // _SAMPLE))
+    sample = rgba[::step, ::step]
+    if not (sample[..., 3] >= _VISIBLE).any():
+        sample = rgba
+    shown = sample[..., 3] >= _VISIBLE
     if not shown.any():
         raise BadImage("nothing can be seen in the picture: it is transparent all over")
-    colours = rgba[shown][:, :3].astype(np.float32)
-    all_shown = bool(shown.all())
+    if shown.all():
+        return _GROUNDS[0]
+    colours = sample[shown][:, :3].astype(np.int16)
     for ground in _GROUNDS:
-        if all_shown or np.abs(colours - np.float32(ground)).max(axis=1).mean() >= _CONTRAST:
+        if np.abs(colours - np.int16(ground)).max(axis=1).mean() >= _CONTRAST:
             break
+    return ground
+
+
+def over_ground(rgba: UInt8[np.ndarray, "h w 4"], ground: tuple[int, int, int]) -> UInt8[np.ndarray, "h w 3"]:
+    """Lays a picture with transparency over a colour."""
     alpha = rgba[..., 3:].astype(np.float32) / 255
-    mixed = rgba[..., :3] * alpha + np.float32(ground) * (1 - alpha)
-    return np.rint(mixed).astype(np.uint8), ground
+    return np.rint(rgba[..., :3] * alpha + np.float32(ground) * (1 - alpha)).astype(np.uint8)
 
 
 def png(pixels: UInt8[np.ndarray, "h w c"]) -> Image:
     """An RGB or RGBA picture as a PNG."""
     order = cv2.COLOR_RGB2BGR if pixels.shape[2] == 3 else cv2.COLOR_RGBA2BGRA
-    done, data = cv2.imencode(".png", cv2.cvtColor(pixels, order), [cv2.IMWRITE_PNG_COMPRESSION, 9])
+    done, data = cv2.imencode(".png", cv2.cvtColor(pixels, order), [cv2.IMWRITE_PNG_COMPRESSION, 6])
     if not done:
         raise BadImage("the picture cannot be written as PNG")
     return Image(data=data.tobytes())
