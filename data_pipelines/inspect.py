@@ -50,11 +50,15 @@ class Branch:
 
     number: int
     tokens: tuple[Token, ...]
+    label: float = -1.0
+    """Preference data: 1 = chosen, 0 = rejected; -1 = it has none."""
 
     @property
     def title(self) -> str:
         """What to call it."""
-        return f"branch {self.number}" if self.number else "trunk"
+        if not self.number:
+            return "trunk"
+        return {1.0: "chosen", 0.0: "rejected"}.get(self.label, f"branch {self.number}")
 
     @property
     def span(self) -> str:
@@ -164,7 +168,10 @@ def _branches(batch: Batch, row: int, at: np.ndarray, processor: Processor) -> I
             first = i == at[0] or int(batch.branch_ids[row, i - 1]) != number
             weight = 0.0 if first else float(weights[i - 1])
             branch.append(Token(int(i), piece, weight > 0, weight, visual, picture))
-        yield Branch(int(number), tuple(branch))
+        label = -1.0
+        if number and batch.labels is not None:
+            label = float(batch.labels[row, int(batch.example_index[row, branch[0].position])])
+        yield Branch(int(number), tuple(branch), label)
 
 
 def describe_row(batch: Batch, row: int, info: BatchInfo, processor: Processor) -> str:

@@ -11,10 +11,12 @@ from data_pipelines.inspect import page_template
 from data_pipelines.loader import StageData
 from data_pipelines.plots import COLOURS, new_axes, plot_bars, plot_histogram, svg
 from data_pipelines.template import Processor
+from data_pipelines.tokenizers.fertility import Fertility, spelled
 from data_pipelines.words import SCRIPTS, script_of, words_of
 from vlm_jax.batch import Batch, BatchInfo
 
 _KEPT_WORDS = 40
+_LONGEST_ANSWER = 80
 
 
 def stats(stage: StageData, processor: Processor, batches: Iterable[tuple[Batch, BatchInfo]]) -> dict[str, Any]:
@@ -27,7 +29,8 @@ def stats(stage: StageData, processor: Processor, batches: Iterable[tuple[Batch,
 
     Returns:
         JSON-able figures. Shares are of all positions, but `learned_share`, which is of the real tokens. Answers are
-        the stretches of learned tokens; answers and words are told apart by script ('latin', 'cyrillic', 'other').
+        the short stretches of learned tokens. Answers, words and fertility are told apart by script ('latin',
+        'cyrillic', 'other'); 'cut' is how many positions were cut off examples too long for a row, by source.
     """
     count: collections.Counter[str] = collections.Counter()
     lengths, pictures, examples = [], [], []
@@ -35,9 +38,11 @@ def stats(stage: StageData, processor: Processor, batches: Iterable[tuple[Batch,
     answers: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
     words: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
     names: set[tuple[str, str]] = set()
+    fertile: dict[str, Fertility] = collections.defaultdict(Fertility)
     quarantined: dict[str, int] = {}
+    cut: dict[str, int] = {}
     for batch, info in batches:
-        quarantined = dict(info.quarantined)
+        quarantined, cut = dict(info.quarantined), dict(info.cut)
         segment, learned = np.asarray(batch.segment_ids), np.asarray(batch.loss_weights) > 0
         visual = np.zeros_like(learned) if batch.visual_index is None else np.asarray(batch.visual_index) >= 0
         count.update(batches=1, rows=len(segment), positions=segment.size, real=int((segment > 0).sum()))
@@ -46,10 +51,11 @@ def stats(stage: StageData, processor: Processor, batches: Iterable[tuple[Batch,
             lengths.append(len(at))
             names.add((source, name))
             sources[source].update(examples=1, tokens=len(at), learned=int(learned[row, at].sum()))
-            for text, is_answer in _texts(batch, row, at, processor):
+            for text, ids, is_answer in _texts(batch, row, at, processor):
                 script = script_of(text)
-                words[script].update(word.lower() for word in words_of(text))
-                if is_answer:
+                words[script].update(word.lower() for word in words_of(text) if not word.isdigit())
+                fertile[script] += spelled(processor.tokenizer, text, ids)
+                if is_answer and len(text) <= _LONGEST_ANSWER:
                     answers[script][text] += 1
         examples += [len(np.unique(row[row > 0])) for row in segment]
         if batch.image_ids is not None:
@@ -77,7 +83,9 @@ def stats(stage: StageData, processor: Processor, batches: Iterable[tuple[Batch,
         "sources": {name: dict(values) for name, values in sorted(sources.items())},
         "answers": {script: dict(c.most_common(_KEPT_WORDS)) for script, c in sorted(answers.items())},
         "words": {script: dict(c.most_common(_KEPT_WORDS)) for script, c in sorted(words.items())},
+        "fertility": {script: each.plain() for script, each in sorted(fertile.items()) if script != "other"},
         "quarantined": quarantined,
+        "cut": cut,
     }
 
 
@@ -93,7 +101,7 @@ def stats_page(figures: dict[str, Any]) -> str:
     plots.append(("Examples by source", plot_bars(by_source)))
     plots += [(f"Answers, {SCRIPTS[script]}", plot_bars(counts)) for script, counts in figures["answers"].items()]
     plots += [(f"Words, {SCRIPTS[script]}", plot_bars(counts)) for script, counts in figures["words"].items()]
-    return page_template("stats_page.html.j2").render(figures=figures, plots=plots)
+    return page_template("stats_page.html.j2").render(figures=figures, plots=plots, scripts=SCRIPTS)
 
 
 def _examples(batch: Batch, info: BatchInfo) -> Iterator[tuple[int, tuple[str, str, np.ndarray]]]:
@@ -107,8 +115,8 @@ def _examples(batch: Batch, info: BatchInfo) -> Iterator[tuple[int, tuple[str, s
                 yield row, (info.sources[int(batch.source_ids[row, entry])], name, at)
 
 
-def _texts(batch: Batch, row: int, at: np.ndarray, processor: Processor) -> Iterator[tuple[str, bool]]:
-    """The example's stretches of text, and whether each is learned. A control token ends a stretch."""
+def _texts(batch: Batch, row: int, at: np.ndarray, processor: Processor) -> Iterator[tuple[str, list[int], bool]]:
+    """The example's stretches of text, their ids, and whether each is learned. A control token ends a stretch."""
     tokenizer = processor.tokenizer
     controls = tokenizer.control_ids
     weights = np.asarray(batch.loss_weights[row])
@@ -121,10 +129,10 @@ def _texts(batch: Batch, row: int, at: np.ndarray, processor: Processor) -> Iter
             stretch.append(token)
             continue
         if stretch:
-            yield tokenizer.decode(stretch), learned
+            yield tokenizer.decode(stretch), stretch, learned
         stretch = []
     if stretch:
-        yield tokenizer.decode(stretch), learned
+        yield tokenizer.decode(stretch), stretch, learned
 
 
 def _mean(values: list) -> float:

@@ -10,9 +10,10 @@ import numpy as np
 
 from data_pipelines.examples import Text
 from data_pipelines.kinds import to_example
-from data_pipelines.mixture import MixtureEntry
+from data_pipelines.mixture import DataConfig, MixtureEntry
 from data_pipelines.quarantine import BadRecord
 from data_pipelines.sources import open_source
+from data_pipelines.weights import Weights
 from data_pipelines.words import script_of
 
 MOST_RECORDS = 1_000_000
@@ -21,8 +22,23 @@ MOST_RECORDS = 1_000_000
 LONGEST_TEXT = 20_000
 """Of a longer text, so many characters in a row are taken, from a random place, so that no page outweighs the rest."""
 
+_POINTS = 33
+"""At so many steps of a stage, shares are looked at."""
+
 _GIVE_UP = 20
 """A sample looks at so many times the characters that it is to hold, when it waits for a rare language."""
+
+
+def stage_shares(data: DataConfig, steps: int) -> list[float]:
+    """The share of every entry of a stage's mixture, averaged over its steps; they sum to 1.
+
+    Raises:
+        UserError: if a source cannot be opened, of which the temperature needs the size.
+    """
+    sizes = [len(open_source(entry.source)) if data.temperature else 1 for entry in data.mixture]
+    weights = Weights(data, sizes)
+    points = np.unique(np.linspace(0, max(0, steps - 1), _POINTS).astype(int))
+    return np.mean([weights.shares(int(step)) for step in points], axis=0).tolist()
 
 
 def sample_texts(

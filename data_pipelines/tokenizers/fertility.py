@@ -7,7 +7,7 @@ section 4.1). A model pays it in length and time for every text of that language
 import dataclasses
 import functools
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from data_pipelines.tokenizers.protocol import Tokenizer
@@ -56,15 +56,18 @@ class Fertility:
 
 def fertility(tokenizer: Tokenizer, texts: Iterable[str]) -> Fertility:
     """Measures a tokenizer on texts, each by itself."""
-    in_bytes = _byte_ids(tokenizer)
     total = Fertility()
     for text in texts:
-        whole = text.encode("utf-8", "ignore")
-        readable = whole.decode()
-        ids = tokenizer.encode(readable)
-        byte_tokens = sum(id in in_bytes for id in ids)
-        total += Fertility(1, len(words_of(readable)), len(readable), len(whole), len(ids), byte_tokens)
+        readable = text.encode("utf-8", "ignore").decode()
+        total += spelled(tokenizer, readable, tokenizer.encode(readable))
     return total
+
+
+def spelled(tokenizer: Tokenizer, text: str, ids: Sequence[int]) -> Fertility:
+    """Counts of one text that became these ids."""
+    in_bytes = _byte_ids(tokenizer)
+    size = len(text.encode("utf-8", "ignore"))
+    return Fertility(1, len(words_of(text)), len(text), size, len(ids), sum(id in in_bytes for id in ids))
 
 
 @functools.lru_cache(maxsize=16)

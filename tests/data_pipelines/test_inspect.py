@@ -101,6 +101,8 @@ def test_an_unusable_example_is_not_shown(tiny, processor):
 
 
 class Nasty:
+    kind = "nasty"
+
     def __call__(self, record, rng, source=""):
         turn = Text("<script>alert(1)</script> [bold] [/] \\[x]", role="user")
         return Example(record["images"], ((turn, Text("да", loss=True, role="assistant")),), source, "<b>&[red]")

@@ -9,7 +9,7 @@ from etils import epath
 
 from data_pipelines.mixture import MixtureEntry
 from data_pipelines.template import ChatTemplate, Processor, TemplateConfig, load_processor
-from data_pipelines.text_sample import sample_texts
+from data_pipelines.text_sample import sample_texts, stage_shares
 from data_pipelines.tokenizers import train_sentencepiece, with_image_token
 from vlm_jax.checkpoints.reference import load_reference_processor
 from vlm_jax.config import OWN_STARTS, Experiment
@@ -154,9 +154,13 @@ def texts(experiment: Experiment, seed: int | None = None) -> Iterator[str]:
     """
     shares: list[tuple[MixtureEntry, float]] = []
     for stage in experiment.stages:
-        total = sum(entry.weight for entry in stage.data.mixture)
-        for entry in stage.data.mixture:
-            before = next((share for other, share in shares if other == entry), 0.0)
-            shares = [pair for pair in shares if pair[0] != entry] + [(entry, before + entry.weight / total)]
+        for entry, share in zip(stage.data.mixture, stage_shares(stage.data, stage.steps), strict=True):
+            same = [
+                i for i, (other, _) in enumerate(shares) if (other.source, other.kind) == (entry.source, entry.kind)
+            ]
+            if same:
+                shares[same[0]] = (shares[same[0]][0], shares[same[0]][1] + share)
+            else:
+                shares.append((entry, share))
     config = experiment.tokenizer
     return sample_texts(shares, config.sample, experiment.seed if seed is None else seed, config.temperature)
