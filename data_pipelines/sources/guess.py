@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from etils import epath
@@ -28,6 +29,8 @@ BY_SUFFIX: Mapping[str, Callable[[str], Any]] = {
 }
 """How a file or a pattern ends -> the config of the source that reads it."""
 
+_SHOWN = 8
+
 
 def source_for(path: str) -> Any:
     """The config of the source that reads a path: a prepared set, a TFDS directory, or files of a known format.
@@ -39,9 +42,19 @@ def source_for(path: str) -> Any:
         if path.endswith(suffix):
             return config(path)
     place = epath.Path(path)
-    if not place.is_dir():
-        state = "its format is not known" if place.exists() else "there is no such file or directory"
-        raise UserError(f"{path}: {state}; give a directory of a prepared set, or *{', *'.join(BY_SUFFIX)}")
+    try:
+        if not place.is_dir():
+            state = "its format is not known" if place.exists() else "there is no such file or directory"
+            raise UserError(f"{path}: {state}; give a directory of a prepared set, or *{', *'.join(BY_SUFFIX)}")
+        return _in_directory(place, path)
+    except UserError:
+        raise
+    except Exception as error:  # clients of object stores raise what they like, also where one is not installed
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path}: cannot be read ({reason}); mend the path, or install what reads it") from None
+
+
+def _in_directory(place: epath.Path, path: str) -> Any:
     for marker, config in BY_MARKER.items():
         if (place / marker).exists():
             return config(path)
@@ -49,6 +62,15 @@ def source_for(path: str) -> Any:
     for suffix, config in BY_SUFFIX.items():
         if any(name.endswith(suffix) for name in inside):
             return config(os.path.join(path, f"*{suffix}"))
-    below = [name for name in inside if any((place / name / marker).exists() for marker in BY_MARKER)]
-    hint = f"give one of those below it: {', '.join(below)}" if below else "give a path further down"
+    below = _sets_below(place)
+    hint = f"give one of those below it: {', '.join(below)}" if below else "give another path"
     raise UserError(f"{path}: no data of a known format lie here; {hint}")
+
+
+def _sets_below(place: epath.Path) -> list[str]:
+    if "://" in os.fspath(place):
+        return []  # a listing of everything below may be long
+    root = Path(place)
+    found = {os.fspath(file.parent.relative_to(root)) for marker in BY_MARKER for file in root.rglob(marker)}
+    below = sorted(name for name in found if not any(part.startswith(".") for part in name.split("/")))
+    return [*below[:_SHOWN], f"and {len(below) - _SHOWN} more"] if len(below) > _SHOWN else below
