@@ -1,5 +1,4 @@
 import itertools
-import json
 
 import numpy as np
 import pytest
@@ -11,8 +10,16 @@ from data_pipelines.packing import Budget, Packer, Planes, Size, best_subset
 from data_pipelines.template import Rendered
 from vlm_jax.errors import UserError
 
-sizes = st.builds(Size, st.integers(1, 30), st.integers(0, 3))
+sizes = st.builds(Size, st.integers(1, 30), st.integers(0, 3), st.integers(1, 2))
 budgets = st.builds(Budget, st.integers(0, 60), st.integers(0, 5), st.integers(0, 5))
+
+
+def test_what_can_never_stand_in_a_row_names_the_setting():
+    budget = Budget(10, 2, 1)
+    assert budget.misfit(Size(10, 2, 1)) is None
+    assert "raise the stage's data.length" in budget.misfit(Size(11, 0))
+    assert "raise the stage's data.images" in budget.misfit(Size(5, 3))
+    assert "2 labelled branches, but a row has 1 entries: raise data.examples" in budget.misfit(Size(5, 0, 2))
 
 
 class Thing:
@@ -28,7 +35,7 @@ def allowed(chosen, sizes, budget):
     return (
         filled(chosen, sizes) <= budget.length
         and sum(sizes[i].images for i in chosen) <= budget.images
-        and len(chosen) <= budget.examples
+        and sum(sizes[i].entries for i in chosen) <= budget.entries
     )
 
 
@@ -47,65 +54,70 @@ def test_best_subset_prefers_early_items():
     assert best_subset([Size(5, 0), Size(5, 0), Size(5, 0)], Budget(10, 0, 9)) == [0, 1]
 
 
-def packer(seed, budget=Budget(64, 6, 8), window=16, unusable=0.1):
-    def draw(number):
-        rng = np.random.default_rng((seed, number))
-        if rng.random() < unusable:
-            return None
-        return Thing(number, Size(int(rng.integers(1, budget.length + 1)), int(rng.integers(0, budget.images + 1))))
+BUDGET = Budget(64, 6, 8)
 
-    return Packer(draw, budget, window), draw
+
+def drawn(seed, number, unusable=0.1, split=0.2):
+    """Item `number` of a sequence: none of it, one, or several pieces."""
+    rng = np.random.default_rng((seed, number))
+    chance = rng.random()
+    pieces = 0 if chance < unusable else int(rng.integers(2, 30)) if chance < unusable + split else 1
+    return [
+        Thing((number, piece), Size(int(rng.integers(1, 65)), int(rng.integers(0, 7)), int(rng.integers(1, 3))))
+        for piece in range(pieces)
+    ]
+
+
+def packer(seed, window=16, end=None):
+    """A packer of that sequence, and the function that says what was drawn so far."""
+    numbers = itertools.count() if end is None else iter(range(end))
+    all_drawn = []
+
+    def draw():
+        number = next(numbers, None)
+        if number is None:
+            return None
+        all_drawn.extend(drawn(seed, number))
+        return drawn(seed, number)
+
+    return Packer(draw, BUDGET, window), all_drawn
 
 
 @given(st.integers(0, 10**6), st.integers(1, 20), st.integers(1, 40))
 @settings(max_examples=60, deadline=None)
 def test_every_item_is_placed_once_within_the_budget_and_none_starves(seed, window, rows):
-    budget = Budget(64, 6, 8)
-    pack, draw = packer(seed, budget, window)
+    pack, all_drawn = packer(seed, window)
     placed = []
     for row in range(rows):
         items = pack.next_row()
-        assert sum(item.size.length for item in items) <= budget.length
-        assert sum(item.size.images for item in items) <= budget.images
-        assert 1 <= len(items) <= budget.examples
+        assert sum(item.size.length for item in items) <= BUDGET.length
+        assert sum(item.size.images for item in items) <= BUDGET.images
+        assert 1 <= sum(item.size.entries for item in items) <= BUDGET.entries
         placed += [item.number for item in items]
-        usable = [n for n in range(2 * row + 50) if draw(n) is not None]
-        assert set(usable[: row + 1]) <= set(placed), "each row takes the oldest"
-    state = pack.get_state()
+        assert {item.number for item in all_drawn[: row + 1]} <= set(placed), "each row takes the oldest"
     assert len(set(placed)) == len(placed)
-    assert sorted(placed + state["pending"]) == [n for n in range(state["next"]) if draw(n) is not None]
+    assert sorted(placed + [item.number for item in pack.pending]) == [item.number for item in all_drawn]
 
 
-@given(st.integers(0, 10**6), st.integers(0, 20))
-@settings(max_examples=30, deadline=None)
-def test_state_through_json_continues_with_the_same_rows(seed, at):
-    original, _ = packer(seed)
-    for _ in range(at):
-        original.next_row()
-    restored, _ = packer(seed)
-    restored.set_state(json.loads(json.dumps(original.get_state())))
-    for _ in range(10):
-        assert [i.number for i in original.next_row()] == [i.number for i in restored.next_row()]
-
-
-def test_a_pending_item_that_is_gone_is_an_error():
-    pack, _ = packer(0)
-    pack.next_row()
-    state = pack.get_state()
-    gone, _ = packer(0, unusable=1.0)
-    with pytest.raises(UserError, match="no longer usable"):
-        gone.set_state(state)
+@given(st.integers(0, 10**6), st.integers(0, 60))
+@settings(max_examples=40, deadline=None)
+def test_a_sequence_that_ends_is_placed_to_its_last_item(seed, end):
+    pack, all_drawn = packer(seed, end=end)
+    rows = list(itertools.takewhile(bool, (pack.next_row() for _ in itertools.count())))
+    assert sorted(item.number for row in rows for item in row) == [item.number for item in all_drawn]
+    assert pack.next_row() == []
 
 
 def test_rows_are_filled_where_first_fit_is_not():
     rng = np.random.default_rng(0)
     lengths = rng.integers(80, 260, 5000)
-    pack = Packer(lambda n: Thing(n, Size(int(lengths[n]), 1)), Budget(512, 8, 8), 64)
+    numbers = itertools.count()
+    pack = Packer(lambda: [Thing(0, Size(int(lengths[next(numbers)]), 1))], Budget(512, 8, 8), 64)
     share = np.mean([sum(item.size.length for item in pack.next_row()) / 512 for _ in range(500)])
     assert share > 0.98
 
 
-def rendered(trunk, branches=(), pictures=0, prompt_tokens=2, name="x"):
+def rendered(trunk, branches=(), pictures=0, prompt_tokens=2, name="x", labels=()):
     """An example with one block a picture; tokens are numbered on from 10."""
     length = trunk + sum(branches)
     visual, block = np.full(length, -1, np.int32), np.zeros(length, np.int32)
@@ -123,6 +135,7 @@ def rendered(trunk, branches=(), pictures=0, prompt_tokens=2, name="x"):
         images=tuple(Image(data=b"x") for _ in range(pictures)),
         id=name,
         source="s",
+        labels=labels,
     )
 
 
@@ -135,6 +148,15 @@ def test_examples_are_laid_out_one_after_another():
     assert planes.block_ids[0].tolist() == [0, 1, 1, 2, 2, 0] + [0] * 4 + [0, 3, 3, 0] + [0] * 6
     assert planes.visual_index[0].tolist() == [-1, 0, 1, 2, 3, -1] + [-1] * 4 + [-1, 4, 5, -1] + [-1] * 6
     assert planes.example_index[0].tolist() == [0] * 10 + [1] * 4 + [0] * 6
+
+
+def test_labelled_branches_are_entries_of_their_own():
+    planes = Planes.empty(1, 20)
+    pair = rendered(3, (2, 3), labels=(1.0, 0.0))
+    planes.write(0, [rendered(2, (1, 1)), pair, rendered(2)], prompt_tokens=2)
+    assert planes.segment_ids[0].tolist() == [1] * 4 + [2] * 8 + [3] * 2 + [0] * 6
+    assert planes.example_index[0].tolist() == [0] * 4 + [1] * 5 + [2] * 3 + [3] * 2 + [0] * 6
+    assert [example.entries for example in (rendered(2, (1, 1)), pair)] == [1, 2]
 
 
 def test_shifted_as_its_docstring_draws_it():
