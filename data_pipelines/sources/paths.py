@@ -124,7 +124,7 @@ def local_copy(path: str, cache: str = "") -> str:
     if "://" not in path:
         return path
     try:
-        return _copied(epath.Path(path), Path(cache or default_cache()))
+        return copy_once(epath.Path(path), Path(cache or default_cache()))
     except OSError as error:
         raise UserError(
             f"{path}: cannot be copied into the cache ({error.strerror or error}); mend the address, free space, or "
@@ -132,7 +132,12 @@ def local_copy(path: str, cache: str = "") -> str:
         ) from None
 
 
-def _copied(origin: epath.Path, cache: Path) -> str:
+def copy_once(origin: epath.Path, cache: Path) -> str:
+    """Copies a file into a cache, unless it is there already: see `local_copy`.
+
+    Raises:
+        OSError: if it cannot be read or written.
+    """
     about = origin.stat()
     digest = hashlib.sha256(f"{origin} {about.length} {about.mtime}".encode()).hexdigest()
     place = cache / "files" / f"{digest[:32]}-{origin.name}"
