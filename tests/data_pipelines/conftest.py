@@ -85,5 +85,5 @@ def tiny(monkeypatch):
         sizes = {"rows": 4, "length": 160, "images": 4, "examples": 12, "window": 12} | fields
         return SimpleNamespace(name="stage", data=DataConfig(mixture=mixture, **sizes))
 
-    make.Source, make.Kind, make.Entry = TinySource, TinyKind, MixtureEntry
+    make.Source, make.Kind, make.Entry, make.picture = TinySource, TinyKind, MixtureEntry, picture
     return make
