@@ -61,7 +61,7 @@ class Card:
     """Parts that are not shown."""
     fields: Mapping[str, str] = dataclasses.field(default_factory=dict)
     trouble: str = ""
-    """Why its source could not give it."""
+    """Why it cannot be used."""
 
     @property
     def pairs(self) -> list[list[Shown]]:
@@ -80,20 +80,29 @@ def card_of(index: int, record: Mapping[str, Any] | Unreadable) -> Card:
     return Card(index, visible(str(record.get("id", ""))), shown, max(0, len(parts) - _SHOWN_PARTS), fields)
 
 
-def draw_records(name: str, size: int, records: Iterable[tuple[int, Mapping[str, Any] | Unreadable]]) -> str:
+def draw_records(
+    name: str,
+    size: int,
+    records: Iterable[tuple[int, Mapping[str, Any] | Unreadable]],
+    reasons: Sequence[str] = (),
+) -> str:
     """One HTML page with a card a record, without outside requests.
 
     Args:
         name: the source's.
-        size: how many records it has in all.
+        size: how many records there are in all.
         records: (index, record) of those to show.
+        reasons: why each of them is in quarantine; none = they are not.
     """
     cards = [card_of(index, record) for index, record in records]
+    if reasons:
+        cards = [dataclasses.replace(card, trouble=visible(why)) for card, why in zip(cards, reasons, strict=True)]
     languages = sorted({part.language for card in cards for part in card.parts if part.language})
     return page_template("gallery_page.html.j2").render(
         name=name,
         size=size,
         cards=cards,
+        quarantine=bool(reasons),
         languages=[(language, SCRIPTS.get(language, language), _colour(language, languages)) for language in languages],
         pictures=sum(part.picture is not None for card in cards for part in card.parts),
         texts=sum(part.picture is None for card in cards for part in card.parts),
