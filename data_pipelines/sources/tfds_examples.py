@@ -47,7 +47,7 @@ def to_example(record: Mapping[str, Any], kind: str) -> dict[str, Any]:
         example["other"] = json.dumps({"fields": other, "absent": absent} if other or absent else {})
         for text in _texts(example):
             text.encode()
-    except (TypeError, ValueError, BadImage) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, BadImage) as error:
         raise BadRecord(f"cannot be written: {error}", name) from None
     if kind == "captions":
         if len(pictures) != 1:
@@ -73,7 +73,7 @@ def from_example(example: Mapping[str, Any], kind: str) -> dict[str, Any]:
         for key in other.get("absent", ()):
             plain.pop(key)
         return {key: _with_pictures(value, pictures) for key, value in plain.items()}
-    except (KeyError, IndexError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
         raise BadRecord(f"not an example of kind {kind} ({error!r})", str(example.get("id", ""))) from None
 
 
