@@ -17,7 +17,10 @@ def parse(path: Path) -> Any:
     Raises:
         UserError: if selectolax is not installed.
     """
-    return need("selectolax.lexbor", "prepare").LexborHTMLParser(path.read_bytes())
+    tree = need("selectolax.lexbor", "prepare").LexborHTMLParser(path.read_bytes())
+    for line_break in tree.css("br"):
+        line_break.insert_before("\n")
+    return tree
 
 
 def has_blocks(node: Any) -> bool:
@@ -26,7 +29,9 @@ def has_blocks(node: Any) -> bool:
 
 
 def text_of(node: Any) -> str:
-    """What a block says, in one line."""
+    """What a block says, in one line; blocks inside it are words apart."""
+    if has_blocks(node):
+        return " ".join(filter(None, map(text_of, node.iter(include_text=True))))
     return " ".join(node.text().split())
 
 

@@ -14,7 +14,7 @@ are. DIR/LICENCES.md says under which licence each is.
 
   vlm data fetch --output data/raw
   vlm data fetch --output data/raw --only gimp-help-en gimp-help-ru
-  vlm data fetch --output data/raw --debs ~/Downloads      from .deb files, without a network"""
+  vlm data fetch --output data/raw --debs Downloads  # from .deb files, without a network"""
 
 _CORPORA = """Makes training sets of the packages that `vlm data fetch` has brought: interleaved documents, captions,
 instructions, texts; each in train, validation and test, with a manifest. A set that is there is left as it is; one that
