@@ -145,6 +145,9 @@ def _native(key: str, members: Mapping[str, bytes], with_members: bool) -> dict[
             raise BadRecord(f"its .json is not JSON ({error})") from None
         if not isinstance(fields, dict):
             raise BadRecord(f"its .json is a {type(fields).__name__} instead of an object")
+        if "image" in fields or "images" in fields:  # it says itself which of the members they are
+            native.pop("image", None)
+            native.pop("images", None)
         native |= fields
     return native
 
