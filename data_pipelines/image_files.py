@@ -10,6 +10,9 @@ import PIL.Image
 PNG = b"\x89PNG\r\n\x1a\n"
 JPEG = b"\xff\xd8"
 
+_LENGTH = struct.Struct(">I")
+_SEEN = (b"tRNS", b"eXIf")
+"""Chunks of a PNG that may be left out by the standard, and change what is seen."""
 _SCANS = 500
 """A progressive JPEG with more scans is no photograph, but made to keep a decoder busy: each goes over all pixels."""
 
@@ -18,33 +21,47 @@ class BadImage(ValueError):  # noqa: N818
     """A picture that cannot be decoded; the message says why."""
 
 
-def damage(data: bytes) -> str:
-    """Why the file is not whole, or ''. OpenCV fills the missing part of a truncated picture and says nothing."""
+def whole(data: bytes) -> bytes:
+    """What is to be decoded of a file: all of it or, of a PNG, the chunks that say what is seen.
+
+    Colour profiles, comments and further frames are left out: they are where bombs hide, and of some of them libpng
+    complains on stderr.
+
+    Raises:
+        BadImage: if the file is not whole. OpenCV fills the missing part of a truncated picture and says nothing.
+    """
     if data.startswith(PNG):
-        return _png_damage(data)
+        return _whole_png(data)
     if data.startswith(JPEG):
         # An embedded thumbnail has an end mark of its own, so the mark must come after the last start of a scan.
         if not data.rfind(b"\xff\xd9") > data.rfind(b"\xff\xda") > 0:
-            return "the JPEG is truncated"
-        return "" if data.count(b"\xff\xda") <= _SCANS else f"the JPEG has more than {_SCANS} scans"
-    if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
-        return "" if len(data) >= 8 + struct.unpack("<I", data[4:8])[0] else "the WebP is truncated"
-    return ""
+            raise BadImage("the JPEG is truncated")
+        if data.count(b"\xff\xda") > _SCANS:
+            raise BadImage(f"the JPEG has more than {_SCANS} scans")
+    elif data.startswith(b"RIFF") and data[8:12] == b"WEBP" and len(data) < 8 + struct.unpack("<I", data[4:8])[0]:
+        raise BadImage("the WebP is truncated")
+    return data
 
 
-def _png_damage(data: bytes) -> str:
-    at = len(PNG)
+def _whole_png(data: bytes) -> bytes:
+    at = start = len(PNG)
+    kept: list[bytes | memoryview] = [PNG]
+    view = memoryview(data)
     while at + 12 <= len(data):
-        (length,) = struct.unpack(">I", data[at : at + 4])
-        kind, end = data[at + 4 : at + 8], at + 8 + length
-        if end + 4 > len(data):
+        (length,) = _LENGTH.unpack_from(data, at)
+        kind, end = data[at + 4 : at + 8], at + 12 + length
+        if end > len(data):
             break
-        if zlib.crc32(data[at + 4 : end]) != struct.unpack(">I", data[end : end + 4])[0]:
-            return f"the PNG is damaged (checksum of its {kind!r} chunk)"
+        if zlib.crc32(view[at + 4 : end - 4]) != _LENGTH.unpack_from(data, end - 4)[0]:
+            raise BadImage(f"the PNG is damaged (checksum of its {kind!r} chunk)")
+        # A small first letter: a decoder may pass the chunk over.
+        if kind[0] & 0x20 and kind not in _SEEN:
+            kept.append(view[start:at])
+            start = end
+        at = end
         if kind == b"IEND":
-            return ""
-        at = end + 4
-    return "the PNG is truncated"
+            return data if len(kept) == 1 and at == len(data) else b"".join([*kept, view[start:at]])
+    raise BadImage("the PNG is truncated")
 
 
 def size_in_header(data: bytes) -> tuple[int, int] | None:

@@ -14,7 +14,7 @@ from jaxtyping import UInt8
 
 from data_pipelines.examples import Image
 from data_pipelines.image_decoding import Pixels, decode_bytes
-from data_pipelines.image_files import BadImage, damage, size_in_header
+from data_pipelines.image_files import BadImage, size_in_header, whole
 from vlm_jax.errors import UserError
 
 __all__ = [
@@ -131,11 +131,9 @@ def decode(image: Image, at_least: tuple[int, int] | None = None) -> Pixels:
     name = f"'{image.path}'" if image.path is not None else f"{len(data)} bytes"
     if not data:
         raise BadImage(f"{name}: the picture is empty")
-    if reason := damage(data):
-        raise BadImage(f"{name}: {reason}")
     size = _checked_size(data, name)
     try:
-        return decode_bytes(data, _reduction(size, at_least) if at_least else 1)
+        return decode_bytes(whole(data), _reduction(size, at_least) if at_least else 1)
     except BadImage as error:
         raise BadImage(f"{name}: {error}") from None
 

@@ -11,7 +11,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from data_pipelines import image_decoding
+from data_pipelines import image_decoding, image_files
 from data_pipelines.examples import Image
 from data_pipelines.images import FILE_LIMIT, BadImage, ImagePreprocessing, decode, prepare, resize
 
@@ -270,3 +270,20 @@ def test_a_reduced_jpeg_still_turns():
     exif[0x112] = 6
     pixels = decode(Image(data=encoded(photograph(), "JPEG", exif=exif)), (100, 100))
     assert pixels.shape == (200, 150, 3)
+
+
+def test_chunks_of_a_png_that_show_nothing_are_left_out(capfd):
+    rows = zlib.compress((b"\0" + bytes(RED) * 4) * 4)
+    seen = png((4, 4, 8, 2, 0, 0, 0), (b"IDAT", rows))
+    noisy = png(
+        (4, 4, 8, 2, 0, 0, 0),
+        (b"tEXt", b"Comment\0" + b"x" * 99),
+        (b"iCCP", b"ICC\0\0" + zlib.compress(b"no profile")),
+        (b"IDAT", rows[:9]),
+        (b"IDAT", rows[9:]),
+        (b"sRGB", b"\0"),
+    )
+    assert image_files.whole(seen) is seen
+    assert image_files.whole(noisy) == png((4, 4, 8, 2, 0, 0, 0), (b"IDAT", rows[:9]), (b"IDAT", rows[9:]))
+    assert (decode(Image(data=noisy)) == RED).all()
+    assert capfd.readouterr().err == ""
