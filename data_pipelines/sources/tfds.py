@@ -11,7 +11,7 @@ from etils import epath
 
 from data_pipelines.examples import Image
 from data_pipelines.layout_values import text_in
-from data_pipelines.layouts import Layout
+from data_pipelines.layouts import Layout, LayoutName
 from data_pipelines.optional import need
 from data_pipelines.quarantine import BadRecord
 from data_pipelines.sources.array_shards import ArrayShards
@@ -34,14 +34,19 @@ class TFDS:
         latest version it is, where `data_dir` is given.
     split: as TFDS writes it: 'train', 'train[:80%]', 'train[10000:]', 'train+test'.
     data_dir: directory below which data sets lie by name; '' = `path` is a directory.
-    layout: how an example becomes a record; data sets that were written here need none.
+    layout: how examples are written; see `data_pipelines/layouts.py`. Data sets that were written here need none.
+    fields: (a field as the layout calls it, the feature's name) pairs, where they differ; dots or slashes lead into
+        nested features.
+    language: of texts that do not say theirs.
     name: of the source; '' = the end of the path.
     """
 
     path: str
     split: str = "train"
     data_dir: str = ""
-    layout: Layout = Layout()
+    layout: LayoutName = "plain"
+    fields: tuple[tuple[str, str], ...] = ()
+    language: str = ""
     name: str = ""
 
 
@@ -64,6 +69,7 @@ class TFDSSource:
         """
         self.config = config
         self.name = source_name(config)
+        self._layout = Layout(config.layout, config.fields, config.language)
         tfds = need("tensorflow_datasets", "formats")
         info = _open(tfds, config, self.name).info
         self._kind = (info.metadata or {}).get(KIND_KEY, "")
@@ -115,7 +121,7 @@ class TFDSSource:
         native = _native(self._features, example)
         if self._kind:
             return from_example(native, self._kind)
-        return self.config.layout.record(native, f"{self.name}/{name}", _no_path)
+        return self._layout.record(native, f"{self.name}/{name}", _no_path)
 
 
 def _open(tfds: Any, config: TFDS, name: str) -> Any:

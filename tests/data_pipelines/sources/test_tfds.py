@@ -10,7 +10,6 @@ import PIL.Image
 import pytest
 
 from data_pipelines.examples import Image
-from data_pipelines.layouts import Layout
 from data_pipelines.quarantine import BadRecord
 from data_pipelines.sources import TFDS, open_source
 from vlm_jax.errors import UserError
@@ -108,11 +107,11 @@ def test_features_become_plain_values_and_pictures(built: Path) -> None:
 
 def test_a_layout_says_what_they_are(built: Path) -> None:
     path = str(built / "foreign/2.1.0")
-    pairs = records(TFDS(path, layout=Layout("pairs", (("text", "label"),), language="ru")))
+    pairs = records(TFDS(path, layout="pairs", fields=(("text", "label"),), language="ru"))
     assert pairs[1]["captions"] == [{"text": "гусь", "language": "ru"}]
-    asked = records(TFDS(path, layout=Layout("questions", language="ru")))
+    asked = records(TFDS(path, layout="questions", language="ru"))
     assert asked[0]["questions"] == [{"question": "Кто это?", "answer": "утка", "language": "ru"}]
-    nested = open_source(TFDS(path, layout=Layout(fields=(("image", "photo/thumbnail"), ("year", "photo/year")))))
+    nested = open_source(TFDS(path, fields=(("image", "photo/thumbnail"), ("year", "photo/year"))))
     assert nested[0]["image"] == Image(data=png(9))
     assert nested[0].keys() == {"id", "image", "year"}
 
@@ -124,14 +123,14 @@ def test_ids_do_not_depend_on_the_sub_split(built: Path) -> None:
 
 
 def test_a_record_without_the_field_is_bad_by_place(built: Path) -> None:
-    source = open_source(TFDS("foreign", data_dir=str(built), layout=Layout("pairs", (("text", "caption"),))))
+    source = open_source(TFDS("foreign", data_dir=str(built), layout="pairs", fields=(("text", "caption"),)))
     with pytest.raises(BadRecord, match="no field 'caption'") as caught:
         source[2]
     assert caught.value.record_id == "foreign/foreign-train.array_record-00000-of-00001#2"
 
 
 def test_a_path_in_the_place_of_a_picture_is_refused(built: Path) -> None:
-    source = open_source(TFDS("foreign", data_dir=str(built), layout=Layout(fields=(("image", "question"),))))
+    source = open_source(TFDS("foreign", data_dir=str(built), fields=(("image", "question"),)))
     with pytest.raises(BadRecord, match="is a path"):
         source[0]
 
