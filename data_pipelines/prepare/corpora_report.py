@@ -22,7 +22,7 @@ from data_pipelines.words import words_of
 SAMPLES = 6
 """Records of each set that the page shows."""
 
-_PARTS, _CHARACTERS, _SIDE = 8, 400, 220
+_PARTS, _CHARACTERS, _SIDE = 6, 300, 220
 
 Figures = Mapping[str, Any]
 

@@ -9,7 +9,17 @@ from data_pipelines.prepare.dom import LEAVES, classes_of, has_blocks, heading_l
 from data_pipelines.prepare.pages import Page, Passage, Picture, large_enough
 
 _SKIPPED = frozenset(
-    ["navheader", "navfooter", "toc", "indexdiv", "index", "revhistory", "list-of-figures", "list-of-examples"]
+    [
+        "navheader",
+        "navfooter",
+        "toc",
+        "indexdiv",
+        "index",
+        "footnotes",
+        "revhistory",
+        "list-of-figures",
+        "list-of-examples",
+    ]
 )
 _NOTES = frozenset(["note", "tip", "warning", "caution", "important"])
 _TERM_LEVEL = 8
@@ -28,6 +38,8 @@ def read_page(path: Path, language: str) -> Page:
         language: 'en' or 'ru'.
     """
     tree = parse(path)
+    for mark in tree.css("sup.footnote"):
+        mark.decompose()
     reader = _Reader(path.parent)
     reader.read(tree.body)
     title = tree.css_first("title")

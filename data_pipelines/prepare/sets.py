@@ -40,6 +40,10 @@ _MODULES: tuple[str, ...] = (
     "gimp",
     "gnome",
     "libreoffice",
+    "tuxpaint",
+    "gcompris",
+    "emoji",
+    "openclipart",
 )
 """Modules of this package with a tuple `SETS` of CorpusSet, in the order in which sets are built."""
 

@@ -69,6 +69,11 @@ def test_terms_go_with_their_definitions(tmp_path):
     assert [block.role for block in page.blocks] == ["heading", "paragraph", "heading"]
 
 
+def test_footnotes_and_their_marks_are_left_out(tmp_path):
+    body = '<p>Drawing<a href="#x"><sup class="footnote">[4]</sup></a>.</p><div class="footnotes"><p>Or not.</p></div>'
+    assert read(tmp_path / "x.html", body).blocks == (Passage("Drawing."),)
+
+
 def test_missing_and_tiny_pictures_are_no_pictures(tmp_path):
     manuals.write_picture(tmp_path / "tiny.png", size=(40, 40))
     manuals.write_picture(tmp_path / "flat.png", size=(20, 400))
