@@ -24,6 +24,8 @@ class PassageRules:
     """Passages with fewer letters are not asked for their script: names, keys, numbers."""
     most_pages_of_site: int = 20
     """A passage that stands on more pages of its site is boilerplate; headings are kept."""
+    least_boilerplate_words: int = 3
+    """Passages of fewer words are never boilerplate: cells of tables, labels."""
     least_repeated_words: int = 5
     """A passage of at least so many words stays once a page."""
 
@@ -44,15 +46,18 @@ class PageRules:
     most_repeated_passages: float = 0.3
     """Share of characters in passages that stood on the page before."""
     most_top_gram: float = 0.2
-    """Share of words that the commonest sequence of three words makes up."""
+    """Share of words that the commonest sequence of three words makes up, on pages of at least `gram_words`."""
     most_repeated_grams: float = 0.5
-    """Share of sequences of five words that are on the page more than once."""
+    """Share of sequences of five words that are on the page more than once, likewise."""
+    gram_words: int = 100
     most_ellipses: float = 0.3
-    """Share of passages that end in an ellipsis: teasers of other pages."""
+    """Share of passages, but headings, that end in an ellipsis: teasers of other pages."""
     placeholders: tuple[str, ...] = ("lorem ipsum", "enable javascript", "включите javascript", "404 not found")
     """A short page with one of these says nothing else."""
     placeholder_words: int = 100
     """So many words are short."""
+    sure_words: int = 50
+    """A page of fewer words is taken to be in the language that it says, if that is wanted: too little to tell by."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +78,8 @@ class PictureRules:
     """A picture that stands, or one like it stands, on more pages is decoration."""
     same_distance: int = 3
     """Bits of 64 in which perceptual hashes of the same picture may differ; at most 3."""
+    same_colours: float = 3.0
+    """Mean difference, of 255, up to which two such are the same and not, say, the same scene before and after."""
     least_pictures: int = 1
     """A page with fewer is dropped; 0 keeps pages of text alone."""
     most_pictures: int = 30

@@ -11,6 +11,7 @@ import heapq
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+import cv2
 import numpy as np
 
 from data_pipelines.optional import need
@@ -45,7 +46,7 @@ def grams_of(words: Sequence[str], size: int) -> set[str]:
 
 def signature(text: str, rules: DuplicateRules) -> np.ndarray:
     """The MinHash of a text, uint32[permutations]: the share of equal places estimates the similarity of two texts."""
-    sketch = need("datasketch", "prepare").MinHash(num_perm=rules.permutations)
+    sketch = need("datasketch", "prepare").MinHash(num_perm=rules.permutations)  # its seed is fixed
     grams = grams_of(words_of(text.casefold()), rules.gram)
     sketch.update_batch([gram.encode("utf-8", "surrogatepass") for gram in grams])
     return sketch.hashvalues.astype(np.uint32)
@@ -89,6 +90,17 @@ def perceptual_hash(pixels: np.ndarray) -> int:
 
     bits = need("imagehash", "prepare").phash(PIL.Image.fromarray(pixels)).hash
     return int.from_bytes(np.packbits(bits).tobytes(), "big")
+
+
+def colours_of(pixels: np.ndarray) -> bytes:
+    """The picture in 8 x 8 coloured dots, 192 bytes: the perceptual hash sees neither colours nor small changes."""
+    return cv2.resize(pixels, (8, 8), interpolation=cv2.INTER_AREA).tobytes()
+
+
+def colour_difference(one: bytes, other: bytes) -> float:
+    """Mean difference, 0..255, of two pictures as `colours_of` gives them."""
+    pair = [np.frombuffer(colours, np.uint8).astype(np.int16) for colours in (one, other)]
+    return float(np.abs(pair[0] - pair[1]).mean())
 
 
 def picture_keys(value: int) -> Iterator[str]:

@@ -1,6 +1,5 @@
 """Pictures of pages: where their bytes are, what is measured of them once, and which rule drops a reference."""
 
-import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,11 +9,11 @@ from data_pipelines.examples import Image
 from data_pipelines.image_files import size_in_header
 from data_pipelines.images import BadImage, decode
 from data_pipelines.prepare.web.config import PictureRules
-from data_pipelines.prepare.web.duplicates import distance, perceptual_hash
+from data_pipelines.prepare.web.duplicates import colour_difference, colours_of, distance, perceptual_hash
 from data_pipelines.prepare.web.inputs import read_bytes
 
 Facts = dict[str, Any]
-"""Of one address: {"url", "drop": rule or "", "location": [file, offset], "bytes", "sha256", "hash", "pages"}."""
+"""Of one address: {"url", "drop": rule or "", "location": [file, offset], "bytes", "hash", "colours", "pages"}."""
 
 _NAME_WORD = re.compile(r"[a-z]+")
 
@@ -47,8 +46,8 @@ def measure(url: str, location: Sequence[Any] | None, rules: PictureRules) -> Fa
     return {
         **facts,
         "bytes": len(data),
-        "sha256": hashlib.sha256(data).hexdigest(),
         "hash": perceptual_hash(pixels),
+        "colours": colours_of(pixels),
     }
 
 
@@ -73,19 +72,26 @@ def choose(
         rules: The thresholds.
     """
     dropped: list[tuple[int, str]] = []
-    kept: list[int] = []
+    kept: list[Facts] = []
     for index, segment in enumerate(segments):
         if "image" not in segment:
             continue
         known = facts[segment["image"]]
         rule = known["drop"]
-        if not rule and any(distance(known["hash"], other) <= rules.same_distance for other in kept):
+        if not rule and any(_same(known, other, rules) for other in kept):
             rule = "repeated_picture"
         if rule:
             dropped.append((index, rule))
         else:
-            kept.append(known["hash"])
+            kept.append(known)
     return dropped
+
+
+def _same(one: Facts, other: Facts, rules: PictureRules) -> bool:
+    return (
+        distance(one["hash"], other["hash"]) <= rules.same_distance
+        and colour_difference(one["colours"], other["colours"]) <= rules.same_colours
+    )
 
 
 def _size_rule(size: tuple[int, int], rules: PictureRules) -> str:

@@ -83,7 +83,7 @@ def _read(pipeline: Any, tasks: list[Task], config: WebConfig, places: Places, e
 def _judge(pages: Any, config: WebConfig, events: list[Any]) -> Any:
     boilerplate = (
         pages
-        | "passage keys" >> beam.FlatMap(steps.passage_keys)
+        | "passage keys" >> beam.FlatMap(steps.passage_keys, least_words=config.passages.least_boilerplate_words)
         | "by passage" >> beam.GroupByKey()
         | "on many pages" >> beam.FlatMap(steps.on_many_pages, most=config.passages.most_pages_of_site)
     )
@@ -137,7 +137,7 @@ def _with_pictures(pages: Any, locations: Any, config: WebConfig, places: Places
         facts
         | "picture bands" >> beam.FlatMap(steps.picture_bands)
         | "by picture band" >> beam.GroupByKey()
-        | "alike" >> beam.FlatMap(steps.alike, most=config.pictures.same_distance)
+        | "alike" >> beam.FlatMap(steps.alike, rules=config.pictures)
     )
     judged = (
         {"facts": facts | "facts by url" >> beam.Map(_with_url), "alike": alike, "pages": uses}

@@ -17,22 +17,35 @@ _IDENTIFIED = 5000
 _ELLIPSES = ("…", "...")
 
 
-def language_of(document: Document) -> str:
+def language_of(document: Document, config: WebConfig) -> str:
     """The ISO 639-1 code of the language that most of the document is in."""
-    language, _ = need("py3langid", "prepare").classify(text_of(document)[:_IDENTIFIED])
+    text = text_of(document)
+    declared = document["language"].partition("-")[0]
+    if declared in config.languages and len(words_of(text)) < config.pages.sure_words:
+        known = declared in LANGUAGES
+        if not known or script_share(text, declared) >= config.passages.least_script_share:
+            return declared
+    language, _ = need("py3langid", "prepare").classify(text[:_IDENTIFIED])
     return str(language)
 
 
 def bad_passages(document: Document, rules: PassageRules) -> Iterator[tuple[int, str]]:
     """(block, name of the rule that drops it) of every block that a look at this page alone condemns."""
     met: set[str] = set()
-    for number, segments in blocks_of(document).items():
+    blocks = blocks_of(document)
+    links = {
+        number
+        for number, segments in blocks.items()
+        if not segments[0]["heading"] and _link_share(segments) > rules.most_links
+    }
+    order = list(blocks)
+    beside = dict(zip(order, zip([None, *order], [*order[1:], None], strict=False), strict=False))
+    for number, segments in blocks.items():
         text = block_text(segments)
-        heading = segments[0]["heading"] > 0
         if "\ufffd" in text:
             yield number, "undecodable"
-        elif not heading and _link_share(segments) > rules.most_links:
-            yield number, "links"
+        elif number in links and not links.isdisjoint(beside[number]):
+            yield number, "links"  # one alone is a term that is explained elsewhere
         elif text in met and len(words_of(text)) >= rules.least_repeated_words:
             yield number, "repeated_passage"
         met.add(text)
@@ -66,10 +79,10 @@ def bad_page(document: Document, config: WebConfig) -> str:
         return "symbols"
     if len(words) <= rules.placeholder_words and any(phrase in text.casefold() for phrase in rules.placeholders):
         return "placeholder"
-    lines = text.split("\n")
-    if sum(line.endswith(_ELLIPSES) for line in lines) > rules.most_ellipses * len(lines):
+    running = [block_text(segments) for segments in blocks_of(document).values() if not segments[0]["heading"]]
+    if sum(line.endswith(_ELLIPSES) for line in running) > rules.most_ellipses * len(running):
         return "ellipses"
-    return "repetition" if _repeats(lines, words, rules) else ""
+    return "repetition" if _repeats(text.split("\n"), words, rules) else ""
 
 
 def _link_share(segments: list[dict]) -> float:
@@ -81,6 +94,8 @@ def _repeats(lines: list[str], words: list[str], rules: PageRules) -> bool:
     repeated = sum(len(line) * (n - 1) for line, n in collections.Counter(lines).items())
     if repeated > rules.most_repeated_passages * sum(map(len, lines)):
         return True
+    if len(words) < rules.gram_words:
+        return False
     words = [word.casefold() for word in words]
     threes = collections.Counter(zip(words, words[1:], words[2:], strict=False))
     top = max(threes.values(), default=0)

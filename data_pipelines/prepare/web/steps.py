@@ -37,11 +37,10 @@ class Read(beam.DoFn):
         yield from read_task(task, self._config, self._kept)
 
 
-def passage_keys(document: Document) -> Iterator[tuple[str, str]]:
-    """(site and text, page) of every passage that is no heading."""
-    texts = {block_text(segments) for segments in blocks_of(document).values() if not segments[0]["heading"]}
-    for text in sorted(texts):
-        yield duplicates.digest(f"{document['site']}\0{text}"), document["id"]
+def passage_keys(document: Document, least_words: int) -> Iterator[tuple[str, str]]:
+    """(site and text, page) of every passage that is no heading and has words enough."""
+    for key in sorted(set(_keys_by_block(document, least_words).values())):
+        yield key, document["id"]
 
 
 def on_many_pages(item: tuple[str, Iterable[str]], most: int) -> Iterator[tuple[str, str]]:
@@ -66,16 +65,15 @@ class Judge(beam.DoFn):
         document = captures[0]
         boilerplate = set(grouped["passages"])
         blocks = blocks_of(document)
-        bad = {
-            number
-            for number, segments in blocks.items()
-            if not segments[0]["heading"]
-            and duplicates.digest(f"{document['site']}\0{block_text(segments)}") in boilerplate
-        }
+        keys = _keys_by_block(document, self._config.passages.least_boilerplate_words)
+        bad = {number for number, key in keys.items() if key in boilerplate}
         for number in sorted(bad):
             yield "event", passage_event("site_boilerplate", document, blocks[number])
         document = without_blocks(document, bad)
-        document["language"] = language = quality.language_of(document)
+        if word_count(document["segments"]) < self._config.pages.least_words:
+            yield "event", page_event("too_short", document)
+            return
+        document["language"] = language = quality.language_of(document, self._config)
         if language not in self._config.languages:
             yield "event", page_event("language", document, detail=language)
             return
@@ -187,21 +185,21 @@ class Measure(beam.DoFn):
 
 
 def picture_bands(facts: pictures.Facts) -> Iterator[tuple[str, list[Any]]]:
-    """(band key, [address, hash, pages]) of a picture that can be shown."""
+    """(band key, [address, hash, colours, pages]) of a picture that can be shown."""
     if not facts["drop"]:
         for key in duplicates.picture_keys(facts["hash"]):
-            yield key, [facts["url"], facts["hash"], facts["pages"]]
+            yield key, [facts["url"], facts["hash"], facts["colours"], facts["pages"]]
 
 
-def alike(item: tuple[str, Iterable[list[Any]]], most: int) -> Iterator[tuple[str, tuple[str, int]]]:
+def alike(item: tuple[str, Iterable[list[Any]]], rules: PictureRules) -> Iterator[tuple[str, tuple[str, int]]]:
     """(address, (address of another picture that is nearly the same, its pages))."""
     _, bucket = item
     some = heapq.nsmallest(_COMPARED, bucket)
-    hashes = np.array([value for _, value, _ in some], np.uint64)
-    for url, value, _ in bucket:
-        for index in np.flatnonzero(np.bitwise_count(hashes ^ np.uint64(value)) <= most):
-            other, _, pages = some[index]
-            if other != url:
+    hashes = np.array([value for _, value, _, _ in some], np.uint64)
+    for url, value, colours, _ in bucket:
+        for index in np.flatnonzero(np.bitwise_count(hashes ^ np.uint64(value)) <= rules.same_distance):
+            other, _, their_colours, pages = some[index]
+            if other != url and duplicates.colour_difference(colours, their_colours) <= rules.same_colours:
                 yield url, (other, pages)
 
 
@@ -250,6 +248,14 @@ def _page_rule(segments: list[dict[str, Any]], rules: PictureRules) -> str:
     if count > rules.most_pictures:
         return "many_pictures"
     return "few_words_a_picture" if word_count(segments) < rules.least_words_a_picture * count else ""
+
+
+def _keys_by_block(document: Document, least_words: int) -> dict[int, str]:
+    keys = {}
+    for number, segments in blocks_of(document).items():
+        if not segments[0]["heading"] and word_count(segments) >= least_words:
+            keys[number] = duplicates.digest(f"{document['site']}\0{block_text(segments)}")
+    return keys
 
 
 def _more_than(names: Iterable[str], most: int) -> bool:
