@@ -25,7 +25,7 @@ def captioned(
         topic: What the picture is about, coarsely, such as its folder; wrong answers are taken from the same topic.
         more: Further fields of the record.
     """
-    record = {
+    record: Record = {
         "id": f"{corpus}/{name}",
         "image": picture,
         "captions": [dict(caption) for caption in captions],

@@ -22,7 +22,8 @@ _SIDE = 256
 """Pixels: larger pictures are looked at at this size."""
 
 _VARIANT = re.compile(
-    r"([-_ ]?(\d+|left|right|filled|outline|mirror(ed)?|flip(ped)?|bw|small|big|large|v\d+|[a-d](?=$)))+$", re.IGNORECASE
+    r"([-_ ]?(\d+|left|right|filled|outline|mirror(ed)?|flip(ped)?|bw|small|big|large|v\d+|[a-d](?=$)))+$",
+    re.IGNORECASE,
 )
 
 
@@ -64,8 +65,8 @@ def stem(name: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class _Look:
-    """What pictures are compared by: perceptual hashes of it and of its mirror image, which know shapes in grey, and its
-    mean colour, without which all tricolours would be one flag."""
+    """What pictures are compared by: perceptual hashes of it and of its mirror image, which know shapes in grey, and
+    its mean colour, without which all tricolours would be one flag."""
 
     hash: int
     mirrored: int

@@ -1,4 +1,4 @@
-"""GCompris' boards: photographs and drawings with titles and descriptions, in English and, by its own translators, Russian.
+"""GCompris' boards: photographs and drawings with titles and descriptions, in English and in its translators' Russian.
 
 The pictures and boards lie in Qt resource archives, the Russian texts in a compiled translation. Boards are QML, in
 which a picture's fields stand side by side: `"title": qsTr("Horse"), "image2": "qrc:/…/horse.webp"`.
@@ -70,9 +70,7 @@ def _all_pictures(archives: Path, russian: Translations) -> _Found:
     yield from _words(resources(archives / "lang.rcc"))
 
 
-def _boards(
-    activity: str, files: Mapping[str, bytes], fields: tuple[str, str, str], russian: Translations
-) -> _Found:
+def _boards(activity: str, files: Mapping[str, bytes], fields: tuple[str, str, str], russian: Translations) -> _Found:
     by_end = {PurePosixPath(path).name: path for path in files if path.endswith((".webp", ".jpg", ".png"))}
     for path in sorted(files):
         if not path.endswith((".qml", ".js")):
@@ -95,9 +93,7 @@ def _without_nested(board: str) -> str:
 
 def _words(files: Mapping[str, bytes]) -> _Found:
     """The vocabulary: each word's picture, and the word as each language's table has it, by the name of its voice."""
-    tables = {
-        language: json.loads(files[f"{_WORDS}/content-{language}.json"].decode()) for language in ("en", "ru")
-    }
+    tables = {language: json.loads(files[f"{_WORDS}/content-{language}.json"].decode()) for language in ("en", "ru")}
     for chapter in json.loads(files[f"{_WORDS}/words_sample.json"].decode()):
         for lesson in chapter["content"]:
             for word in lesson["content"]:
@@ -131,6 +127,6 @@ SETS = (
         packages=("gcompris-qt-data",),
         licence="GPL-3.0-or-later AND CC-BY-SA-4.0 AND CC0-1.0",
         build=records,
-        about="GCompris' monuments, animals, planets, paintings and vocabulary: names and descriptions in both languages",
+        about="GCompris' monuments, animals, planets, paintings, vocabulary: names and descriptions in both languages",
     ),
 )

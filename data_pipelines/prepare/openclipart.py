@@ -110,6 +110,6 @@ SETS = (
         packages=("openclipart-png",),
         licence="CC-PDDC",
         build=records,
-        about="Open Clip Art's drawings with English titles; titles that name a collection are dropped with the drawing",
+        about="Open Clip Art's drawings with English titles; those that name a collection are dropped",
     ),
 )

@@ -74,7 +74,7 @@ def ground_of(rgba: UInt8[np.ndarray, "h w 4"]) -> tuple[int, int, int]:
         return _GROUNDS[0]
     colours = sample[shown][:, :3].astype(np.int16)
     for ground in _GROUNDS:
-        if np.abs(colours - np.int16(ground)).max(axis=1).mean() >= _CONTRAST:
+        if np.abs(colours - np.array(ground, np.int16)).max(axis=1).mean() >= _CONTRAST:
             break
     return ground
 
@@ -82,7 +82,7 @@ def ground_of(rgba: UInt8[np.ndarray, "h w 4"]) -> tuple[int, int, int]:
 def over_ground(rgba: UInt8[np.ndarray, "h w 4"], ground: tuple[int, int, int]) -> UInt8[np.ndarray, "h w 3"]:
     """Lays a picture with transparency over a colour."""
     alpha = rgba[..., 3:].astype(np.float32) / 255
-    return np.rint(rgba[..., :3] * alpha + np.float32(ground) * (1 - alpha)).astype(np.uint8)
+    return np.rint(rgba[..., :3] * alpha + np.array(ground, np.float32) * (1 - alpha)).astype(np.uint8)
 
 
 def png(pixels: UInt8[np.ndarray, "h w c"]) -> Image:
@@ -108,8 +108,7 @@ def drawn(path: Path, longest: int = 512) -> Image:
             data = draw(svg_string=text, skip_system_fonts=True, dpi=96.0, **sides)
         except Exception as error:  # the library has a type of its own
             raise BadImage(f"{path}: cannot be drawn ({error})") from None
-        height, width = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED).shape[:2]
-        if max(height, width) <= longest:
+        if max(size_in_header(data) or (0,)) <= longest:
             break
     return Image(data=data)
 
@@ -125,7 +124,7 @@ def _with_alpha(data: bytes) -> UInt8[np.ndarray, "h w 4"] | None:
     if pixels is None or pixels.ndim != 3 or pixels.shape[2] != 4:
         return None
     if pixels.dtype == np.uint16:
-        pixels = (pixels >> 8).astype(np.uint8)
+        pixels = (pixels // 256).astype(np.uint8)
     return cv2.cvtColor(pixels, cv2.COLOR_BGRA2RGBA)
 
 

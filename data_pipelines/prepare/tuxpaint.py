@@ -55,8 +55,8 @@ def _picture(path: Path) -> Image | None:
 
 def _captions(path: Path) -> list[dict[str, str]]:
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    texts = {"en": lines[0] if lines else ""}
-    texts |= {"ru": line.removeprefix(_RUSSIAN) for line in lines if line.startswith(_RUSSIAN)}
+    russian = next((line.removeprefix(_RUSSIAN) for line in lines if line.startswith(_RUSSIAN)), "")
+    texts = {"en": lines[0] if lines else "", "ru": russian}
     return [
         {"text": " ".join(text.split()), "language": language}
         for language, text in texts.items()
