@@ -49,59 +49,58 @@ class Budget(NamedTuple):
 
 
 def best_subset(sizes: Sequence[Size], budget: Budget) -> list[int]:
-    """Indices of the subset with the most positions that the budget allows, in rising order; ties go to early items.
+    """Indices of the subset with the most positions that the budget allows, in rising order.
+
+    Of several, the one with the most pictures: text fills any gap, while pictures wait for slots, and too many of them
+    waiting leave nothing to fill rows with. Then, early items are preferred.
 
     Exact. For every (images, entries) used, bit n of a Python integer says whether a subset of n positions exists.
     """
-    mask = (1 << (budget.length + 1)) - 1
+    mask, full = (1 << (budget.length + 1)) - 1, 1 << budget.length
     fits = [i for i, size in enumerate(sizes) if budget.misfit(size) is None]
-    count_images, count_entries = _binding([sizes[i] for i in fits], budget)
+    count = _entries_may_run_out([sizes[i] for i in fits], budget)
+    most_images = min(budget.images, sum(sizes[i].images for i in fits))
     layers: list[dict[tuple[int, int], int]] = [{(0, 0): 1}]
-    used: list[int] = []
-    full = 1 << budget.length
     for i in fits:
         before, after = layers[-1], dict(layers[-1])
         length, images, entries = sizes[i]
         done = False
         for (slots, taken), sums in before.items():
-            key = (slots + images * count_images, taken + entries * count_entries)
+            key = (slots + images, taken + entries * count)
             if key[0] <= budget.images and key[1] <= budget.entries:
                 after[key] = after.get(key, 0) | ((sums << length) & mask)
-                done = done or bool(after[key] & full)
+                done = done or (key[0] == most_images and bool(after[key] & full))
         layers.append(after)
-        used.append(i)
         if done:
             break
-    best, key = max((sums.bit_length() - 1, (-slots, -taken)) for (slots, taken), sums in layers[-1].items())
-    return _trace(layers, used, sizes, (-key[0], -key[1]), best, (count_images, count_entries))
+    total, slots, left = max((sums.bit_length() - 1, slots, -taken) for (slots, taken), sums in layers[-1].items())
+    return _trace(layers, fits, sizes, (slots, -left), total, count)
 
 
-def _binding(sizes: Sequence[Size], budget: Budget) -> tuple[int, int]:
-    """(1 or 0, 1 or 0): whether image slots and entries can run out before positions do, so must be counted."""
+def _entries_may_run_out(sizes: Sequence[Size], budget: Budget) -> int:
+    """1 or 0: whether entries can run out before positions do, so must be counted, which takes longer."""
     if not sizes:
-        return 0, 0
+        return 0
     most = min(len(sizes), budget.length // max(1, min(size.length for size in sizes)))
-    images = sum(sorted((size.images for size in sizes), reverse=True)[: min(most, budget.entries)])
-    entries = sum(sorted((size.entries for size in sizes), reverse=True)[:most])
-    return int(images > budget.images), int(entries > budget.entries)
+    return int(sum(sorted((size.entries for size in sizes), reverse=True)[:most]) > budget.entries)
 
 
 def _trace(
     layers: list[dict[tuple[int, int], int]],
-    used: list[int],
+    fits: list[int],
     sizes: Sequence[Size],
     key: tuple[int, int],
     total: int,
-    counted: tuple[int, int],
+    count_entries: int,
 ) -> list[int]:
     """Walks the layers back from (key, total); an item that can be left out is, so early items are preferred."""
     chosen = []
-    for layer in range(len(used), 0, -1):
+    for layer in range(len(layers) - 1, 0, -1):
         if layers[layer - 1].get(key, 0) >> total & 1:
             continue
-        length, images, entries = sizes[used[layer - 1]]
-        chosen.append(used[layer - 1])
-        key = (key[0] - images * counted[0], key[1] - entries * counted[1])
+        length, images, entries = sizes[fits[layer - 1]]
+        chosen.append(fits[layer - 1])
+        key = (key[0] - images, key[1] - entries * count_entries)
         total -= length
     return chosen[::-1]
 

@@ -31,6 +31,10 @@ def filled(chosen, sizes):
     return sum(sizes[i].length for i in chosen)
 
 
+def shown(chosen, sizes):
+    return sum(sizes[i].images for i in chosen)
+
+
 def allowed(chosen, sizes, budget):
     return (
         filled(chosen, sizes) <= budget.length
@@ -42,16 +46,33 @@ def allowed(chosen, sizes, budget):
 @given(st.lists(sizes, max_size=8), budgets)
 @settings(max_examples=200, deadline=None)
 def test_best_subset_is_the_best_there_is(sizes, budget):
+    """The fullest, and of these the one with the most pictures."""
     every = itertools.chain.from_iterable(itertools.combinations(range(len(sizes)), k) for k in range(len(sizes) + 1))
-    best = max(filled(subset, sizes) for subset in every if allowed(subset, sizes, budget))
+    best = max((filled(subset, sizes), shown(subset, sizes)) for subset in every if allowed(subset, sizes, budget))
     chosen = best_subset(sizes, budget)
     assert chosen == sorted(set(chosen))
     assert allowed(chosen, sizes, budget)
-    assert filled(chosen, sizes) == best
+    assert (filled(chosen, sizes), shown(chosen, sizes)) == best
 
 
 def test_best_subset_prefers_early_items():
     assert best_subset([Size(5, 0), Size(5, 0), Size(5, 0)], Budget(10, 0, 9)) == [0, 1]
+    assert best_subset([Size(5, 1), Size(5, 0), Size(5, 1), Size(5, 1)], Budget(10, 9, 9)) == [0, 2]
+
+
+def test_rows_stay_full_where_pictures_are_many_and_pages_take_whole_rows():
+    """Half the slots are used, but a page of 512 uses none: pictures must go with the shorter texts."""
+    rng = np.random.default_rng(0)
+
+    def draw():
+        if rng.random() < 0.7:
+            return [Thing(0, Size(int(rng.integers(30, 60)), 1))]
+        length = int(rng.lognormal(5.8, 0.9))
+        return [Thing(0, Size(min(512, length - start), 0)) for start in range(0, length, 512)]
+
+    pack = Packer(draw, Budget(512, 4, 64), 64)
+    rows = [pack.next_row() for _ in range(400)]
+    assert np.mean([sum(item.size.length for item in row) / 512 for row in rows]) > 0.985
 
 
 BUDGET = Budget(64, 6, 8)
