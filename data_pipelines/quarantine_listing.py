@@ -3,8 +3,10 @@
 import collections
 import dataclasses
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from etils import epath
@@ -50,8 +52,9 @@ def read_quarantine(path: epath.PathLike) -> list[SetAside]:
     place = epath.Path(path)
     if place.is_dir():
         own = place / FILE
-        files = [own] if own.exists() else sorted(place.glob(f"**/{FILE}"))
-        return [record for file in files for record in _read(file)]
+        if own.exists() or "://" in os.fspath(place):
+            return _read(own) if own.exists() else []
+        return [record for file in sorted(Path(place).rglob(FILE)) for record in _read(epath.Path(file))]
     if not place.exists():
         raise UserError(f"{path}: there is no such file or directory; give a workdir, a prepared set or a {FILE}")
     return _read(place)

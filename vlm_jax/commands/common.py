@@ -62,6 +62,14 @@ def add_compile_cache(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def table_console() -> Any:
+    """A rich console for tables and plain lines: as wide as the terminal, and wide where the output is no terminal."""
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=160)
+
+
 @contextlib.contextmanager
 def progress_bar(what: str, total: int) -> Iterator[Callable[[], None]]:
     """A bar on stderr, where that is a terminal; calling what it gives moves it on by one."""

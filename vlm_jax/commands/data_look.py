@@ -5,7 +5,14 @@ import itertools
 from pathlib import Path
 from typing import Any
 
-from vlm_jax.commands.common import add_command, add_experiment, experiment_of, listed_overrides
+from vlm_jax.commands.common import (
+    add_command,
+    add_experiment,
+    experiment_of,
+    listed_overrides,
+    progress_bar,
+    table_console,
+)
 from vlm_jax.errors import UserError
 
 _INSPECT = """Of an experiment: prints the first packed rows of a stage, token by token, as the model will get them, and
@@ -148,12 +155,9 @@ def _inspect_records(arguments: argparse.Namespace) -> None:
 
 
 def _count_records(arguments: argparse.Namespace) -> None:
-    from rich.console import Console
-
     from data_pipelines.record_parts import sampled_records
     from data_pipelines.record_stats import record_stats, records_page
     from data_pipelines.record_tables import figure_tables
-    from vlm_jax.commands.common import progress_bar
 
     source, name = _source(arguments)
     if arguments.records < 0:
@@ -168,7 +172,7 @@ def _count_records(arguments: argparse.Namespace) -> None:
     with progress_bar("records", total) as advance:
         records = sampled_records(source, arguments.records, arguments.seed)
         figures = record_stats(source.name, len(source), records, tokenizer, advance)
-    Console(highlight=False).print(*figure_tables(figures))
+    table_console().print(*figure_tables(figures))
     print(_write(output, f"{name}-stats", figures, records_page(figures)))
 
 

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from vlm_jax.commands.common import add_command, progress_bar
+from vlm_jax.commands.common import add_command, progress_bar, table_console
 from vlm_jax.errors import UserError
 
 _QUARANTINE = """Lists the records that a run, or the preparation of a data set, has set aside: how many of each source,
@@ -97,7 +97,7 @@ def verify(arguments: argparse.Namespace) -> None:
 
 
 def _print_groups(groups: Any) -> None:
-    from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     if not groups:
@@ -109,9 +109,10 @@ def _print_groups(groups: Any) -> None:
     table.add_column("reason", overflow="fold")
     table.add_column("such as", overflow="fold", style="dim")
     for group in groups:
-        table.add_row(group.source, f"{len(group.records):,}", group.reason, group.records[0].id)
-    console = Console(highlight=False, markup=False)
-    console.print(table)
+        table.add_row(
+            escape(group.source), f"{len(group.records):,}", escape(group.reason), escape(group.records[0].id)
+        )
+    table_console().print(table)
     print(f"{sum(len(group.records) for group in groups):,} records of {len({g.source for g in groups})} sources")
 
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from vlm_jax.commands.common import add_command, add_experiment, experiment_of, listed_overrides
+from vlm_jax.commands.common import add_command, add_experiment, experiment_of, listed_overrides, table_console
 from vlm_jax.errors import UserError
 
 _HELP = """Trains the tokenizer that the experiment would get, on a sample of its stages' texts, and writes it with a
@@ -47,7 +47,7 @@ def tokenizer(arguments: argparse.Namespace) -> None:
 
     from data_pipelines.template import Processor
     from data_pipelines.tokenizers import train_sentencepiece
-    from data_pipelines.tokenizers.report import compare_tokenizers, tokenizers_page
+    from data_pipelines.tokenizers.comparison import compare_tokenizers, tokenizers_page
     from vlm_jax.checkpoints.reference import load_reference_tokenizer
     from vlm_jax.training.workdir import texts
 
@@ -75,7 +75,7 @@ def tokenizer(arguments: argparse.Namespace) -> None:
         figures = compare_tokenizers({experiment.name: trained, **others}, measured, held_out)
     (output / "report.json").write_text(json.dumps(figures, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     (output / "report.html").write_text(tokenizers_page(figures, f"Tokenizer of {experiment.name}"), encoding="utf-8")
-    Console(highlight=False).print(_table(figures))
+    table_console().print(_table(figures))
     print(output / "report.html")
 
 
