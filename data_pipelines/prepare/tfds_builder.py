@@ -73,8 +73,8 @@ def write_tfds(prepared: Path, data_dir: Path, *, kind: str, name: str = "") -> 
         tfds.disable_progress_bar()
         with tempfile.TemporaryDirectory() as downloads, contextlib.redirect_stdout(io.StringIO()):
             builder.download_and_prepare(download_dir=downloads)
-    except OSError as error:
-        raise UserError(f"{place}: cannot be written ({error.strerror or error}); free space or mend it") from None
+    except (OSError, RuntimeError) as error:  # a RuntimeError is what ArrayRecord makes of a full disk
+        raise UserError(f"{place}: cannot be written ({' '.join(str(error).split())}); free space or mend it") from None
     return place
 
 

@@ -244,6 +244,32 @@ def test_a_killed_build_leaves_nothing_and_the_next_one_is_as_if_it_had_not_been
     assert sorted(os.listdir(tmp_path)) == ["killed", "straight"]
 
 
+FULL = """
+import os, resource, signal, sys
+from pathlib import Path
+from data_pipelines.examples import Image
+from data_pipelines.prepare.shards import write_set
+from vlm_jax.errors import UserError
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), int(sys.argv[2])))
+records = ({"id": str(number), "image": Image(data=os.urandom(900))} for number in range(1000))
+try:
+    write_set(Path(sys.argv[1]), records, config={})
+except UserError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("limit", [100_000, 940_000])
+def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, limit: int) -> None:
+    """The first limit stops the collecting of records, the second the writing of shards, which are padded."""
+    command = [sys.executable, "-c", FULL, str(tmp_path / "train"), str(limit)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "train: cannot be written" in done.stdout
+    assert done.stdout.count("\n") == 1
+    assert os.listdir(tmp_path) == []
+
+
 def test_a_kill_between_the_two_renames_costs_the_set_but_not_the_next_build(tmp_path) -> None:
     write_set(tmp_path / "train", records(), config=CONFIG)
     (tmp_path / "train").rename(tmp_path / ".train.old")
