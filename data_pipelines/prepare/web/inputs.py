@@ -41,7 +41,7 @@ def find_tasks(inputs: Sequence[str]) -> list[Task]:
         place = epath.Path(path)
         if not place.is_dir():
             raise UserError(f"{path}: neither a directory nor a WARC file (*{', *'.join(WARC_SUFFIXES)})")
-        files = sorted(_files_below(path))
+        files = sorted(files_below(path))
         pages = [file for file in files if file.lower().endswith(PAGE_SUFFIXES)]
         archives = [file for file in files if file.endswith(WARC_SUFFIXES)]
         if not pages and not archives:
@@ -108,16 +108,19 @@ def read_bytes(location: Sequence[Any], most: int) -> bytes | None:
         return None
 
 
-def _files_below(root: str) -> Iterator[str]:
-    """Paths in a directory; links to directories are not followed, so loops of them end nowhere."""
+def files_below(root: str) -> Iterator[str]:
+    """Paths in a directory and below; links to directories are not followed, so loops of them end nowhere."""
     if "://" in root:
-        for path in epath.Path(root).rglob("*"):
-            yield os.fspath(path)[len(root.rstrip("/")) + 1 :]
+        for path in epath.Path(root).iterdir():
+            if path.is_dir():
+                yield from (f"{path.name}/{file}" for file in files_below(os.fspath(path)))
+            else:
+                yield path.name
         return
     for folder, _, files in os.walk(root):
         for file in files:
             path = Path(folder, file)
-            if not path.is_symlink() or path.exists():
+            if path.exists():  # a link may lead nowhere, or round and round
                 yield path.relative_to(root).as_posix()
 
 

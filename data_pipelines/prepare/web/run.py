@@ -33,7 +33,7 @@ from data_pipelines.optional import need
 from data_pipelines.prepare.web.config import WebConfig, plain_config
 from data_pipelines.prepare.web.contamination import build_index, open_set
 from data_pipelines.prepare.web.funnel import funnel_table
-from data_pipelines.prepare.web.inputs import Task, find_tasks, input_facts, task_key
+from data_pipelines.prepare.web.inputs import Task, files_below, find_tasks, input_facts, task_key
 from data_pipelines.prepare.web.report import write_report
 from vlm_jax.errors import RunError, UserError
 
@@ -89,7 +89,7 @@ def prepare_web(
     tasks = find_tasks(inputs)
     code = _code()
     facts = input_facts(tasks)
-    evaluated = _digest([[path, input_state(path)] for path in sorted(evaluation)])
+    evaluated = _digest([[path, _state_of_set(path)] for path in sorted(evaluation)])
     described = {
         "web": plain_config(config),
         "inputs": _digest([fact[:2] for fact in facts]),
@@ -122,11 +122,12 @@ def prepare_web(
     return Outcome(manifest, funnel, skipped=False)
 
 
-def input_state(path: str) -> list[Any]:
+def _state_of_set(path: str) -> list[Any]:
     """What tells whether an evaluation set has changed: names and sizes of its files."""
     place = epath.Path(path)
-    files = sorted(place.rglob("*")) if place.is_dir() else [place] if place.exists() else []
-    return [[file.name, file.stat().length] for file in files if not file.is_dir()]
+    if place.is_dir():
+        return [[file, (place / file).stat().length] for file in sorted(files_below(path))]
+    return [[place.name, place.stat().length]] if place.exists() else []
 
 
 def _code() -> str:

@@ -85,21 +85,23 @@ def _iterator(file: Any) -> Any:
 def _response(record: Any, records: Any, most: int) -> Response | None:
     if record.rec_type != "response" or record.http_headers is None:
         return None
-    url = record.rec_headers.get_header("WARC-Target-URI") or ""
-    kind, _, parameters = (record.http_headers.get_header("Content-Type") or "").partition(";")
-    response = Response(
-        url=url.strip("<> "),
-        offset=records.get_record_offset(),
-        content_type=kind.strip().lower(),
-        charset=_charset(parameters),
-        body=b"",
-    )
-    if record.http_headers.get_statuscode() != _OK or not (response.is_page or response.is_picture):
+    content_type, _, parameters = (record.http_headers.get_header("Content-Type") or "").partition(";")
+    content_type = content_type.strip().lower()
+    if record.http_headers.get_statuscode() != _OK or not content_type.startswith((*_PAGE_TYPES, "image/")):
         return None
     body = _read(record.content_stream(), most + 1)
-    if len(body) <= most and getattr(record.raw_stream, "limit", 0) > 0:
-        raise EOFError("the last record is cut off")
-    return dataclasses.replace(response, body=body)
+    if len(body) <= most:
+        while record.raw_stream.read(_CHUNK):  # what a decoder has left
+            pass
+        if getattr(record.raw_stream, "limit", 0) > 0:
+            raise EOFError("the last record is cut off")
+    return Response(
+        url=(record.rec_headers.get_header("WARC-Target-URI") or "").strip("<> "),
+        offset=records.get_record_offset(),  # only now: it skips what is left of the record
+        content_type=content_type,
+        charset=_charset(parameters),
+        body=body,
+    )
 
 
 def _read(stream: Any, most: int) -> bytes:
