@@ -1,5 +1,6 @@
 """Where the samples of a WebDataset tar lie, found in one pass over its headers and kept for the next time."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -7,12 +8,16 @@ import os
 import re
 import tarfile
 import threading
+import zipfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+import numpy as np
 
 from data_pipelines.sources.shard_cache import default_cache
 from vlm_jax.errors import UserError
 
-_VERSION = 1
+_VERSION = 2
 _MEMBER = re.compile(r"((?:.*/|)[^./][^./]*)\.([^/]+)")
 """A member's name: the key of its sample, and what it is of it. Other names belong to no sample."""
 
@@ -30,12 +35,46 @@ class Sample:
         return sum(size for _, _, size in self.members)
 
 
-@dataclasses.dataclass(frozen=True)
 class TarIndex:
-    """Samples of a tar in their order. `end` is '' or says where and why the tar ends before its end."""
+    """Samples of a tar in their order, some 100 bytes each. `end` is '' or says where and why the tar ends too soon."""
 
-    samples: tuple[Sample, ...]
-    end: str = ""
+    def __init__(self, arrays: Mapping[str, np.ndarray], endings: Sequence[str], end: str) -> None:
+        """Takes the arrays that `pack` makes, and what members are called."""
+        self.arrays, self.endings, self.end = arrays, endings, end
+
+    @classmethod
+    def pack(cls, samples: Sequence[Sample], end: str) -> "TarIndex":
+        """The index of samples.
+
+        keys: uint8, all keys as UTF-8, one behind the other; key_ends: where each ends
+        first: of each sample, the number of its first member; and the number of all members
+        what, offsets, sizes: of each member, which of the endings it has, and where it lies
+        """
+        members = [member for sample in samples for member in sample.members]
+        endings = sorted({what for what, _, _ in members})
+        codes = {what: code for code, what in enumerate(endings)}
+        keys = [sample.key.encode("utf-8", "replace") for sample in samples]
+        arrays: dict[str, np.ndarray] = {
+            "keys": np.frombuffer(b"".join(keys), np.uint8),
+            "key_ends": np.cumsum([len(key) for key in keys], dtype=np.int64),
+            "first": np.cumsum([0, *(len(sample.members) for sample in samples)], dtype=np.int64),
+            "what": np.array([codes[what] for what, _, _ in members], np.int32),
+            "offsets": np.array([offset for _, offset, _ in members], np.int64),
+            "sizes": np.array([size for _, _, size in members], np.int64),
+        }
+        return cls(arrays, endings, end)
+
+    def __len__(self) -> int:
+        return len(self.arrays["key_ends"])
+
+    def sample(self, number: int) -> Sample:
+        """A sample by its number."""
+        ends, first = self.arrays["key_ends"], self.arrays["first"]
+        key = self.arrays["keys"][int(ends[number - 1]) if number else 0 : int(ends[number])]
+        span = slice(int(first[number]), int(first[number + 1]))
+        columns = (self.arrays[name][span].tolist() for name in ("what", "offsets", "sizes"))
+        members = tuple((self.endings[what], offset, size) for what, offset, size in zip(*columns, strict=True))
+        return Sample(key.tobytes().decode(), members)
 
 
 def index_tar(path: str, name: str, cache: str = "") -> TarIndex:
@@ -54,7 +93,7 @@ def index_tar(path: str, name: str, cache: str = "") -> TarIndex:
         digest = hashlib.sha256(
             f"{os.path.realpath(path)} {about.st_size} {about.st_mtime_ns} {_VERSION}".encode()
         ).hexdigest()
-        place = Path(cache or default_cache()) / "tars" / f"{digest[:32]}.json"
+        place = Path(cache or default_cache()) / "tars" / f"{digest[:32]}.npz"
         if (known := _read(place)) is not None:
             return known
         index = _scan(path, name, about.st_size)
@@ -97,27 +136,27 @@ def _scan(path: str, name: str, size: int) -> TarIndex:
             if end:
                 break
             offset = tar.offset
-    return TarIndex(tuple(Sample(key, tuple(members)) for key, members in groups), end)
+    return TarIndex.pack([Sample(key, tuple(members)) for key, members in groups], end)
 
 
 def _read(place: Path) -> TarIndex | None:
     try:
-        plain = json.loads(place.read_text("utf-8"))
-        samples = tuple(
-            Sample(key, tuple((what, offset, size) for what, offset, size in members))
-            for key, members in plain["samples"]
-        )
-        return TarIndex(samples, plain["end"])
-    except (OSError, ValueError, KeyError, TypeError):
+        with np.load(place, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        words = json.loads(arrays.pop("words").tobytes())
+        return TarIndex(arrays, words["endings"], words["end"])
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
         return None
 
 
 def _write(index: TarIndex, place: Path) -> None:
     partial = place.with_name(f".{place.name}.{os.getpid()}.{threading.get_ident()}")
-    plain = {"samples": [[sample.key, sample.members] for sample in index.samples], "end": index.end}
+    words = json.dumps({"endings": list(index.endings), "end": index.end}).encode()
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps(plain, ensure_ascii=False), "utf-8")
+        with partial.open("wb") as file:
+            np.savez(file, **{**index.arrays, "words": np.frombuffer(words, np.uint8)})  # type: ignore[arg-type]
         partial.replace(place)
     except OSError:
-        pass  # it only saves the next reading
+        with contextlib.suppress(OSError):  # it only saves the next reading
+            partial.unlink()

@@ -69,10 +69,10 @@ class WebDatasetSource:
         for path, tar in zip(self._paths, self._tars, strict=True):
             if tar.end and not config.take_cut:
                 raise UserError(
-                    f"source '{self.name}': {path} is cut off {tar.end}, after {len(tar.samples):,} records: copy it "
+                    f"source '{self.name}': {path} is cut off {tar.end}, after {len(tar):,} records: copy it "
                     "again, or set `take_cut`"
                 )
-        self._starts = [0, *itertools.accumulate(len(tar.samples) for tar in self._tars)]
+        self._starts = [0, *itertools.accumulate(map(len, self._tars))]
         if not len(self):
             raise UserError(f"source '{self.name}': {config.path} holds no record; members are called KEY.ENDING")
         self._files = OpenFiles()
@@ -96,9 +96,9 @@ class WebDatasetSource:
         file = bisect.bisect_right(self._starts, index) - 1
         number = index - self._starts[file]
         tar, place = self._tars[file], f"{self.name}/{index}"
-        sample = tar.samples[number]
+        sample = tar.sample(number)
         where = f"{os.path.basename(self._paths[file])}, '{sample.key}'"
-        if tar.end and number == len(tar.samples) - 1:
+        if tar.end and number == len(tar) - 1:
             raise BadRecord(f"{where}: the tar is cut off {tar.end}", place)
         if sample.size > RECORD_LIMIT:
             raise BadRecord(f"{where}: {sample.size:,} bytes; the limit is {RECORD_LIMIT:,}", place)
