@@ -38,7 +38,7 @@ def chosen_sets(raw: Path, names: Sequence[str] = ()) -> tuple[list[CorpusSet], 
         The sets, and {name: packages that are missing} of the sets that have to be left out.
 
     Raises:
-        UserError: if a name is unknown, a set that was named cannot be built, or none can.
+        UserError: if a name is unknown, or none of the sets that a name stands for can be built.
     """
     known = corpus_sets()
     for name in names:
@@ -48,8 +48,15 @@ def chosen_sets(raw: Path, names: Sequence[str] = ()) -> tuple[list[CorpusSet], 
     present = {name for each in sets for name in each.packages if taken(raw, name) is not None}
     missing = {each.name: tuple(sorted(set(each.packages) - present)) for each in sets}
     missing = {name: packages for name, packages in missing.items() if packages}
-    if missing and (names or len(missing) == len(sets)):
-        needed = sorted({package for packages in missing.values() for package in packages})
+    hopeless = [
+        each
+        for name in names or [""]
+        if all(each.name in missing for each in sets if _is_within(each.name, name))
+        for each in sets
+        if _is_within(each.name, name)
+    ]
+    if hopeless:
+        needed = sorted({package for each in hopeless for package in missing[each.name]})
         raise UserError(
             f"{raw}: the packages {', '.join(needed)} are not there; run `vlm data fetch --output {raw}` first "
             "(experiments/quickstart.py needs none of this)"
@@ -100,4 +107,4 @@ class _Counted:
 
 
 def _is_within(name: str, chosen: str) -> bool:
-    return name == chosen or name.startswith(chosen.rstrip("/") + "/")
+    return chosen in ("", name) or name.startswith(chosen.rstrip("/") + "/")

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.optional import need
+from vlm_jax.errors import UserError
 
 LEAVES = frozenset(("p", "pre", "dt", "h1", "h2", "h3", "h4", "h5", "h6"))
 """Blocks that hold no other blocks."""
@@ -15,9 +16,13 @@ def parse(path: Path) -> Any:
     """The tree of an HTML file (selectolax).
 
     Raises:
-        UserError: if selectolax is not installed.
+        UserError: if the file cannot be read, or selectolax is not installed.
     """
-    tree = need("selectolax.lexbor", "prepare").LexborHTMLParser(path.read_bytes())
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); fetch its package again") from None
+    tree = need("selectolax.lexbor", "prepare").LexborHTMLParser(data)
     for line_break in tree.css("br"):
         line_break.insert_before("\n")
     return tree

@@ -111,7 +111,10 @@ def corpora(arguments: argparse.Namespace) -> None:
     width = max(Console().width, _TABLE_WIDTH)
     Console(highlight=False, width=width).print(report_table(figures), soft_wrap=True)
     page = output / "report.html"
-    page.write_text(report_page(figures), encoding="utf-8")
+    try:
+        page.write_text(report_page(figures), encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{page}: cannot be written ({error.strerror}); the sets are all there") from None
     print(page)
 
 

@@ -106,12 +106,21 @@ def test_sets_whose_packages_are_missing_are_named(raw, tmp_path, capsys):
     sets, missing = chosen_sets(raw)
     assert {each.name for each in sets} >= {"captions/gimp", "text/gimp_ru"}
     assert missing["text/gnome_en"] == ("gnome-user-docs",)
+    assert {each.name for each in chosen_sets(raw, ["text"])[0]} == {"text/gimp_en", "text/gimp_ru"}
     with pytest.raises(UserError, match="the packages gnome-user-docs are not there; run `vlm data fetch"):
         chosen_sets(raw, ["text/gnome_en"])
     (tmp_path / "empty").mkdir()
     assert prepare(tmp_path / "empty", tmp_path / "out") == 2
     error = capsys.readouterr().err
     assert "experiments/quickstart.py needs none of this" in error
+    assert error.count("\n") == 1
+
+
+def test_an_output_that_cannot_be_written_is_one_line(raw, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert prepare(raw, tmp_path / "file", "--only", "captions/gimp") == 2
+    error = capsys.readouterr().err
+    assert "cannot be written" in error
     assert error.count("\n") == 1
 
 
