@@ -77,6 +77,7 @@ class Shard:
     ) -> None:
         self._data, self._sources, self._processor = data, sources, processor
         self._rejected = rejected
+        self._titles = [entry.title for entry in data.mixture]
         self._draws = ShardDraws(data, [len(source) for source in sources], seed, shard)
         self._packer = Packer(self.draw, data.budget, data.window)
         self._rows = 0
@@ -110,13 +111,13 @@ class Shard:
         Raises:
             BadRecord: with the record's id.
         """
-        config, processor, number = self._data.mixture[draw.entry], self._processor, self._draws.record(draw)
-        record_id = f"{config.title}[{number}]"
+        title, processor, number = self._titles[draw.entry], self._processor, self._draws.record(draw)
+        record_id = f"{title}[{number}]"
         try:
             record = self._sources[draw.entry][number]
             record_id = record.get("id", record_id)
             rng = np.random.default_rng(self._draws.kind_seed(draw))
-            example = to_example(record, config.kind, rng, config.title)
+            example = to_example(record, self._data.mixture[draw.entry].kind, rng, title)
             check_example(example)
             whole = processor.render(example)
             check_slots(whole, processor.prompt_tokens)
@@ -170,7 +171,7 @@ class Shard:
             raise self._gone(draw, f"{error.record_id}: {error}") from None
 
     def _gone(self, draw: Draw, why: str) -> UserError:
-        title, number = self._data.mixture[draw.entry].title, self._draws.record(draw)
+        title, number = self._titles[draw.entry], self._draws.record(draw)
         return UserError(
             f"cannot continue: record {number} of {title} is no longer usable ({why}); restore the data that was there"
         )
