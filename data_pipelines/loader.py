@@ -28,7 +28,7 @@ from data_pipelines.mixture import DataConfig, MixtureEntry, StageData, host_row
 from data_pipelines.packing import Planes
 from data_pipelines.quarantine import Quarantine
 from data_pipelines.shard import STOP_AFTER, AllRejectedError, Item, Rejected, Shard, records_used
-from data_pipelines.sources import open_source
+from data_pipelines.sources import Source, open_source
 from data_pipelines.template import Processor
 from vlm_jax.batch import Batch, BatchInfo
 from vlm_jax.errors import UserError
@@ -135,7 +135,7 @@ class Loader:
         self._fingerprint = {
             "seed": seed,
             "virtual_shards": data.virtual_shards,
-            "mixture": [_identity(entry, n) for entry, n in zip(data.mixture, self._sizes, strict=True)],
+            "mixture": [_identity(entry, source) for entry, source in zip(data.mixture, sources, strict=True)],
             "temperature": data.temperature,
             "kinds": [[kind.kind, kind.share] for kind in data.kinds],
         }
@@ -341,9 +341,11 @@ class Loader:
         )
 
 
-def _identity(entry: MixtureEntry, size: int) -> list[Any]:
-    """What the draws of an entry depend on, as JSON gives it back."""
-    return [entry.title, entry.weight, [list(point) for point in entry.schedule], entry.max_epochs, size]
+def _identity(entry: MixtureEntry, source: Source) -> list[Any]:
+    """What the draws of an entry depend on, as JSON gives it back; with a digest of the records where there is one."""
+    schedule = [list(point) for point in entry.schedule]
+    contents = getattr(source, "contents", "")
+    return [entry.title, entry.weight, schedule, entry.max_epochs, len(source), *([contents] if contents else [])]
 
 
 def _check_state(state: Mapping[str, Any], fingerprint: Mapping[str, Any], shards: Collection[int]) -> None:

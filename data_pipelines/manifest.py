@@ -64,6 +64,11 @@ class Manifest:
         return sum(file.records for file in self.files)
 
     @property
+    def contents(self) -> str:
+        """A digest of the files: the same for the same records in the same order, whoever built them and where."""
+        return config_hash({"files": [file.sha256 for file in self.files]})[:16]
+
+    @property
     def bytes(self) -> int:
         """Bytes of all files."""
         return sum(file.bytes for file in self.files)

@@ -21,14 +21,11 @@ from data_pipelines.optional import need
 from data_pipelines.prepare.splits import SPLITS
 from data_pipelines.quarantine import BadRecord, Quarantine
 from data_pipelines.sources.array_records import ArrayRecords, ArrayRecordsSource
-from data_pipelines.sources.tfds import KIND_KEY
+from data_pipelines.sources.tfds import KIND_KEY, ORIGIN_KEY
 from data_pipelines.sources.tfds_examples import TYPED, to_example
 from vlm_jax.errors import UserError
 
 VERSION = "1.0.0"
-
-_ORIGIN_KEY = "vlm_jax_origin"
-"""In the metadata: a digest of the manifests that the data set was made from."""
 
 
 def write_tfds(prepared: Path, data_dir: Path, *, kind: str, name: str = "") -> Path:
@@ -55,7 +52,7 @@ def write_tfds(prepared: Path, data_dir: Path, *, kind: str, name: str = "") -> 
     manifests = {split: manifest for split, manifest in manifests.items() if manifest.records}
     if not manifests:
         raise UserError(f"{prepared}: no prepared split with records lies there; prepare it first")
-    origin = config_hash({split: [file.sha256 for file in manifests[split].files] for split in manifests})
+    origin = config_hash({split: manifest.contents for split, manifest in manifests.items()})
     place = data_dir / name / VERSION
     if _origin_of(tfds, place) == origin:
         return place
@@ -101,7 +98,7 @@ def builder_class(name: str, kind: str) -> Any:
                 description=str(self._manifest.about.get("about", "")) or f"Prepared records of kind {kind}.",
                 license=" AND ".join(self._manifest.licences) or None,
                 features=features_of(tfds, kind),
-                metadata=tfds.core.MetadataDict({KIND_KEY: kind, _ORIGIN_KEY: self._origin}),
+                metadata=tfds.core.MetadataDict({KIND_KEY: kind, ORIGIN_KEY: self._origin}),
             )
 
         def _split_generators(self, _: Any) -> Mapping[str, Any]:
@@ -156,6 +153,6 @@ def _origin_of(tfds: Any, place: Path) -> str:
     if not (place / "features.json").exists():
         return ""
     try:
-        return str((tfds.builder_from_directory(str(place)).info.metadata or {}).get(_ORIGIN_KEY, ""))
+        return str((tfds.builder_from_directory(str(place)).info.metadata or {}).get(ORIGIN_KEY, ""))
     except (OSError, ValueError, KeyError):
         return ""

@@ -18,7 +18,10 @@ SourceConfig = EasyVQA | TextQuestions | ArrayRecords | TFDS | Parquet | WebData
 
 
 class Source(Protocol):
-    """Random access to raw records."""
+    """Random access to raw records.
+
+    A source may have `contents`, a digest of all its records: a run is not resumed on others of the same number.
+    """
 
     @property
     def name(self) -> str:

@@ -51,12 +51,15 @@ class ArrayRecordsSource:
         self.config = config
         self.name = source_name(config)
         self.manifest: Manifest | None = None
+        self.contents = ""
+        """A digest of all records, by which a resumed run notices that the set is another one; '' = not known."""
         self._cache: ShardCache | None = None
         if config.unchecked:
             self._directory, self._files = _list_unchecked(config, self.name)
         else:
             self.manifest = read_manifest(config.path)
             self._directory, self._files = config.path, self.manifest.files
+            self.contents = self.manifest.contents
             if self.manifest.format != "array_record":
                 raise UserError(f"source '{self.name}': {config.path} holds {self.manifest.format}, not ArrayRecord")
         if "://" in config.path or config.cache:

@@ -22,6 +22,9 @@ from vlm_jax.errors import UserError
 KIND_KEY = "vlm_jax_kind"
 """In the metadata of data sets that were written here: the kind of their records."""
 
+ORIGIN_KEY = "vlm_jax_origin"
+"""There too: a digest of the prepared sets that they were made from."""
+
 _MARKER = "features.json"
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
 
@@ -72,7 +75,8 @@ class TFDSSource:
         self._layout = Layout(config.layout, config.fields, config.language)
         tfds = need("tensorflow_datasets", "formats")
         info = _open(tfds, config, self.name).info
-        self._kind = (info.metadata or {}).get(KIND_KEY, "")
+        metadata = info.metadata or {}
+        self._kind, self.contents = metadata.get(KIND_KEY, ""), str(metadata.get(ORIGIN_KEY, ""))
         self._features = info.features
         self._decoders = _undecoded(tfds, info.features)
         try:

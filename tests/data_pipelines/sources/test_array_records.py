@@ -1,15 +1,21 @@
 """Prepared sets are read as they were written, from any thread, and a damaged one is never taken for a short one."""
 
+import contextlib
 import os
 import random
 import resource
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from data_pipelines.examples import Image
+from data_pipelines.kinds import TextOnly
+from data_pipelines.loader import Loader, make_loader
 from data_pipelines.manifest import Manifest, ShardFile, shard_file, write_manifest
+from data_pipelines.mixture import DataConfig, MixtureEntry
 from data_pipelines.prepare.shards import write_set, write_shard
 from data_pipelines.quarantine import BadRecord
 from data_pipelines.records import encode_record
@@ -156,3 +162,27 @@ def test_a_set_in_another_format_is_refused(directory: Path) -> None:
     path.write_text(path.read_text().replace('"array_record"', '"parquet"', 1))
     with pytest.raises(UserError, match="holds parquet, not ArrayRecord"):
         open_source(ArrayRecords(str(directory)))
+
+
+def test_numbers_of_numpy_are_numbers(directory: Path) -> None:
+    source = open_source(ArrayRecords(str(directory)))
+    assert source[np.int64(30)] == source[30]  # type: ignore[index]
+
+
+def test_a_run_is_not_resumed_on_other_records(tmp_path, processor) -> None:
+    """As many of them, under the same name: only their digest tells."""
+
+    def loader(text: str) -> Loader:
+        made = ({"id": f"{number}", "language": "en", "text": f"{text} {number}?"} for number in range(12))
+        write_set(tmp_path / "words", made, config={"text": text})
+        entry = MixtureEntry(ArrayRecords(str(tmp_path / "words")), TextOnly())
+        data = DataConfig((entry,), rows=2, length=64, images=1, examples=8, virtual_shards=2)
+        return make_loader(SimpleNamespace(name="stage", data=data), processor, seed=0)
+
+    with contextlib.closing(loader("question")) as first:
+        next(first)
+        state = first.get_state()
+    with contextlib.closing(loader("question")) as same:
+        same.set_state(state)
+    with contextlib.closing(loader("questions")) as other, pytest.raises(UserError, match="saved data position"):
+        other.set_state(state)
