@@ -44,6 +44,8 @@ _MODULES: tuple[str, ...] = (
     "gcompris",
     "emoji",
     "openclipart",
+    "instruct_sets",
+    "transcription",
 )
 """Modules of this package with a tuple `SETS` of CorpusSet, in the order in which sets are built."""
 
