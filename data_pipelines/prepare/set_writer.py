@@ -184,6 +184,7 @@ class SetWriter:
 def manifest_of(
     files: tuple[ShardFile, ...], config: Mapping[str, Any], about: Mapping[str, Any], counts: Mapping[str, int]
 ) -> Manifest:
+    """The manifest of these files; what has a field of its own is taken out of `about`."""
     rest, config = json.loads(json.dumps([dict(about), dict(config)]))  # as they will be read back
     licences = tuple(rest.pop("licences", ()))
     versions = {**library_versions(), **rest.pop("versions", {})}
