@@ -10,8 +10,8 @@ from typing import Any
 from etils import epath
 
 from data_pipelines.examples import Image
-from data_pipelines.layout_values import text_in
 from data_pipelines.layouts import Layout, LayoutName
+from data_pipelines.layouts.values import text_in
 from data_pipelines.optional import need
 from data_pipelines.quarantine import BadRecord
 from data_pipelines.sources.array_shards import ArrayShards

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from data_pipelines.layout_values import Native, pictures, present, text_in
+from data_pipelines.layouts.values import Native, pictures, present, text_in
 from data_pipelines.quarantine import BadRecord
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from data_pipelines.examples import Image
-from data_pipelines.layout_values import Native, pictures, present, text_in
+from data_pipelines.layouts.values import Native, pictures, present, text_in
 from data_pipelines.quarantine import BadRecord
 
 PLACEHOLDER = "<image>"

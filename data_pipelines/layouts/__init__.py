@@ -17,9 +17,9 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from data_pipelines.examples import Image
-from data_pipelines.layout_documents import from_mmc4, from_obelics
-from data_pipelines.layout_messages import from_llava, from_messages, from_preference
-from data_pipelines.layout_values import Native, get, pictures, present, text_in
+from data_pipelines.layouts.documents import from_mmc4, from_obelics
+from data_pipelines.layouts.messages import from_llava, from_messages, from_preference
+from data_pipelines.layouts.values import Native, get, pictures, present, text_in
 from data_pipelines.quarantine import BadRecord
 from vlm_jax.errors import UserError
 
