@@ -25,7 +25,7 @@ class JSONLines:
 
     path: a file, a pattern, a directory with such files, or several of these; local or remote (gs://…).
     images: the directory that the records' picture paths start from; '' = the directory of the (first) file.
-    layout: how records are written; see `data_pipelines/layouts.py`.
+    layout: how records are written; see `data_pipelines/layouts`.
     fields: (a field as the layout calls it, as the data call it) pairs, where they differ.
     language: of texts that do not say theirs.
     name: of the source; '' = the end of the path.

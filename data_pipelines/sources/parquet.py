@@ -28,7 +28,7 @@ class Parquet:
 
     path: a file, a pattern, a directory with such files, or several of these; local or remote (gs://…).
     images: the directory that the records' picture paths start from, where pictures are not in the table.
-    layout: how records are written; see `data_pipelines/layouts.py`.
+    layout: how records are written; see `data_pipelines/layouts`.
     fields: (a field as the layout calls it, the column's name) pairs, where they differ.
     language: of texts that do not say theirs.
     memory: MiB of row groups that are kept decoded.

@@ -37,7 +37,7 @@ class TFDS:
         latest version it is, where `data_dir` is given.
     split: as TFDS writes it: 'train', 'train[:80%]', 'train[10000:]', 'train+test'.
     data_dir: directory below which data sets lie by name; '' = `path` is a directory.
-    layout: how examples are written; see `data_pipelines/layouts.py`. Data sets that were written here need none.
+    layout: how examples are written; see `data_pipelines/layouts`. Data sets that were written here need none.
     fields: (a field as the layout calls it, the feature's name) pairs, where they differ; dots or slashes lead into
         nested features.
     language: of texts that do not say theirs.

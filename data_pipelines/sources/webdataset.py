@@ -30,7 +30,7 @@ class WebDataset:
     """Tars, not compressed.
 
     path: a file, a pattern, a directory with tars, or several of these; local or remote (gs://…).
-    layout: how records are written; see `data_pipelines/layouts.py`. A record has the fields of its .json member,
+    layout: how records are written; see `data_pipelines/layouts`. A record has the fields of its .json member,
         'text' of its .txt, 'image' (or 'images') of its pictures; a path in the .json names a member.
     fields: (a field as the layout calls it, as the data call it) pairs, where they differ; a member is called by its
         ending, as in (('image', 'left.png'),).
