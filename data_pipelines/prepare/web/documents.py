@@ -10,7 +10,7 @@ import re
 import unicodedata
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from data_pipelines.examples import Image
 from data_pipelines.prepare.html import Page, Passage
@@ -46,7 +46,7 @@ def document_of(page: Page, origin: Sequence[Any]) -> Document:
             )
     return {
         "id": page.url,
-        "site": urlsplit(page.url).netloc,
+        "site": parts_of(page.url).netloc,
         "language": page.language,
         "title": tidy(page.title),
         "origin": list(origin),
@@ -57,6 +57,14 @@ def document_of(page: Page, origin: Sequence[Any]) -> Document:
 def tidy(text: str) -> str:
     """Composed form, without invisible characters and space around it."""
     return unicodedata.normalize("NFC", _INVISIBLE.sub("", text)).strip()
+
+
+def parts_of(url: str) -> SplitResult:
+    """The parts of an address; of what is none, empty ones."""
+    try:
+        return urlsplit(url)
+    except ValueError:  # such as an unclosed bracket
+        return SplitResult("", "", "", "", "")
 
 
 def blocks_of(document: Document) -> dict[int, list[dict[str, Any]]]:

@@ -9,10 +9,11 @@ import posixpath
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import quote, unquote
 
 from etils import epath
 
+from data_pipelines.prepare.web.documents import parts_of
 from data_pipelines.prepare.web.warc import WARC_SUFFIXES, warc_record
 from vlm_jax.errors import UserError
 
@@ -82,7 +83,7 @@ def picture_location(url: str, folders: Mapping[str, str]) -> list[Any] | None:
 
     Links (symbolic ones too) that lead out of the folder are refused: a page could show any file of this machine.
     """
-    parts = urlsplit(url)
+    parts = parts_of(url)
     root = folders.get(_unquoted(parts.netloc))
     if parts.scheme != "file" or root is None:
         return None

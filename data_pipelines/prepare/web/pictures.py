@@ -3,12 +3,13 @@
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from data_pipelines.examples import Image
 from data_pipelines.image_files import size_in_header
 from data_pipelines.images import BadImage, decode
 from data_pipelines.prepare.web.config import PictureRules
+from data_pipelines.prepare.web.documents import parts_of
 from data_pipelines.prepare.web.duplicates import colour_difference, colours_of, distance, perceptual_hash
 from data_pipelines.prepare.web.inputs import read_bytes
 
@@ -56,7 +57,7 @@ def bad_reference(segment: Mapping[str, Any], rules: PictureRules) -> str:
     sides = [segment["width"], segment["height"]]
     if any(sides) and max(sides) <= rules.tracking_side:
         return "tracking_pixel"
-    name = unquote(urlsplit(segment["image"]).path.rsplit("/", 1)[-1]).lower()
+    name = unquote(parts_of(segment["image"]).path.rsplit("/", 1)[-1]).lower()
     words = set(_NAME_WORD.findall(name.rsplit(".", 1)[0]))
     return "bad_name" if words & set(rules.bad_names) else ""
 

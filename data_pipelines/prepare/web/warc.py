@@ -59,6 +59,8 @@ def warc_responses(path: str, most: int) -> Iterator[Response]:
                 record = next(records, None)
                 if record is None:
                     return
+                if record.format != "warc":  # it reads the older ARC format too, or takes anything for it
+                    raise ValueError("something else than a WARC record stands there")
                 response = _response(record, records, most)
             except Exception as error:  # warcio raises many unrelated types
                 raise CutWarc(f"{path}: {type(error).__name__}: {error}") from None
