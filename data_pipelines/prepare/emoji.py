@@ -76,9 +76,7 @@ def _drawn(emoji: str, font: PIL.ImageFont.FreeTypeFont) -> np.ndarray | None:
     if box is None or box[2] > _CANVAS[0] + 8:
         return None
     left, top = (box[0] + box[2] - _CANVAS[0]) // 2, (box[1] + box[3] - _CANVAS[1]) // 2
-    pixels = np.asarray(canvas.crop((left, top, left + _CANVAS[0], top + _CANVAS[1])))
-    coloured = pixels[pixels[..., 3] > 0][:, :3].any()  # what is not in the font's bitmaps would be black
-    return pixels if coloured else None
+    return np.asarray(canvas.crop((left, top, left + _CANVAS[0], top + _CANVAS[1])))
 
 
 def _png(pixels: np.ndarray) -> Image:

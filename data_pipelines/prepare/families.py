@@ -22,7 +22,7 @@ _SIDE = 256
 """Pixels: larger pictures are looked at at this size."""
 
 _VARIANT = re.compile(
-    r"([-_ ]?(\d+|left|right|filled|outline|mirror(ed)?|flip(ped)?|bw|small|big|large|v\d+|[a-d](?=$)))+$",
+    r"([-_ ]?\d+|[-_ ](left|right|filled|outlined?|mirror(ed)?|flip(ped)?|bw|small|big|large|v\d+|[a-d]))+$",
     re.IGNORECASE,
 )
 

@@ -39,7 +39,10 @@ def _resource_files(data: bytes) -> Iterator[tuple[str, bytes]]:
     def name(offset: int) -> str:
         (length,) = struct.unpack_from(">H", data, names + offset)
         start = names + offset + 6
-        return data[start : start + 2 * length].decode("utf-16-be")
+        text = data[start : start + 2 * length]
+        if len(text) < 2 * length:
+            raise ValueError("it is cut")
+        return text.decode("utf-16-be")
 
     def walk(index: int, folder: str) -> Iterator[tuple[str, bytes]]:
         node = tree + index * node_size
