@@ -89,7 +89,9 @@ def _show(outcome: Any, output: str) -> None:
     funnel = outcome.funnel
     console = Console()
     if outcome.skipped:
-        console.print(f"{output}: already there, from the same input, config and code, and whole", highlight=False)
+        console.print(
+            f"{output}: already there, from the same input, config and code, and whole", highlight=False, soft_wrap=True
+        )
     table = Table("rule", "pages", "passages", "pictures", "words", box=None, header_style="bold")
     for column in table.columns[1:]:
         column.justify = "right"
@@ -102,7 +104,7 @@ def _show(outcome: Any, output: str) -> None:
         table.add_row(f"  {language}", *_cells(counts))
     console.print(table)
     for text in funnel["cut_inputs"]:
-        console.print(f"damaged input: {text}", markup=False, highlight=False)
+        console.print(f"damaged input: {text}", markup=False, highlight=False, soft_wrap=True)
     shards = outcome.manifest.files
     console.print(
         f"{outcome.manifest.records:,} records in {len(shards)} shards, {outcome.manifest.bytes / 2**20:,.1f} MiB; "
