@@ -22,6 +22,10 @@ from vlm_jax.errors import UserError
 MIN_WORDS = 30
 """Pages with fewer words are left out: lists of links, titles without a text."""
 
+_SAYS_SOMETHING = 8
+"""Words. Shorter passages ("Choose Format - Page.") may stand on any page; longer ones that training has are not held
+out."""
+
 _MIN_TRANSLATED = 0.5
 """Pages with a smaller share of text in their language are left out as a whole."""
 
@@ -112,6 +116,20 @@ def _without_empty_sections(blocks: Sequence[Passage | Picture]) -> list[Passage
             kept.append(block)
             after = level
     return kept[::-1]
+
+
+def _long_passages(page: Page) -> set[str]:
+    return {
+        block.text
+        for block in page.blocks
+        if isinstance(block, Passage) and len(words_of(block.text)) >= _SAYS_SOMETHING
+    }
+
+
+def _without(page: Page, texts: Collection[str]) -> Page:
+    """The page without the passages that say one of the texts."""
+    kept = [block for block in page.blocks if not (isinstance(block, Passage) and block.text in texts)]
+    return dataclasses.replace(page, blocks=tuple(_without_empty_sections(kept)))
 
 
 def large_enough(path: Path) -> bool:
@@ -225,18 +243,24 @@ def page_records(
 ) -> Iterator[tuple[Split, Record]]:
     """The records of one kind with their splits: the page's, whatever its language.
 
-    A page shows only pictures of its own split, so that held-out pages show none that training has seen.
+    A page shows only pictures of its own split, and held-out pages leave out passages that a page of training has word
+    for word, so that they hold nothing that training has seen.
 
     Raises:
         UserError: if there is no page at all.
     """
     if not pages:
         raise UserError(f"{corpus}: no page was found; unpack its package again with `vlm data fetch`")
-    splits = picture_splits(pages, corpus)
-    for page in pages:
-        split = split_of(f"{corpus}/{page.name}")
-        if not _is_translated(page):
-            continue
-        record = page_record(translated(page), corpus, lambda picture, split=split: splits[picture.path] == split)
+    shown = picture_splits(pages, corpus)
+    split = {page.name: split_of(f"{corpus}/{page.name}") for page in pages}
+    whole = [translated(page) for page in pages if _is_translated(page)]
+    seen = set().union(*(_long_passages(page) for page in whole if split[page.name] == "train"))
+    for page in whole:
+        own = split[page.name]
+        record = page_record(
+            page if own == "train" else _without(page, seen),
+            corpus,
+            lambda picture, own=own: shown[picture.path] == own,
+        )
         if record is not None and ("segments" in record) == (kind == "interleaved"):
-            yield split, record
+            yield own, record

@@ -22,15 +22,16 @@ def write_gimp(raw, language, pages=("crop",), colour=0):
     root = raw / f"gimp-help-{language}" / "usr/share/gimp/2.0/help" / language
     title, caption = CAPTIONS[language]
     for number, page in enumerate(pages):
+        own = f"{page}: " if len(pages) > 1 else ""  # no page says word for word what another does
         write_picture(root / f"images/{page}.png", colour + number)
         write_picture(root / "images/icon.png", 7, (22, 22))
         (root / f"{page}.html").write_text(
             f"""<html><head><title>4.{number}. {page}</title></head><body>
             <div class="navheader"><table><tr><th>{SENTENCE[language]}</th></tr></table></div>
             <div class="sect1"><h2 class="title">4.{number}. {page} {SENTENCE[language][:5]}</h2>
-            <p>{SENTENCE[language] * 3}</p>
+            <p>{own}{SENTENCE[language] * 3}</p>
             <div class="note"><table><tr><td><img src="images/note.png" /></td><th>Note</th></tr>
-            <tr><td><p>{SENTENCE[language]}</p></td></tr></table></div>
+            <tr><td><p>{own}{SENTENCE[language]}</p></td></tr></table></div>
             <div class="figure"><p class="title"><strong>{title}</strong></p><div class="figure-contents">
             <div class="mediaobject"><img src="images/{page}.png" /><div class="caption"><p>{caption}</p></div></div>
             </div></div>

@@ -135,7 +135,7 @@ def manual(tmp_path):
     found = []
     for split in ("train", "validation", "test"):
         (tmp_path / f"{split}.png").write_bytes(split.encode())
-        blocks = (Passage(LONG), Picture(f"{split}.png", "Own"), Picture("shared.png", "Shared"))
+        blocks = (Passage(f"{split}: {LONG}"), Picture(f"{split}.png", "Own"), Picture("shared.png", "Shared"))
         found.append(page(*blocks, name=name_in(split), root=tmp_path))
     (tmp_path / "shared.png").write_bytes(b"shared")
     return found
@@ -164,7 +164,9 @@ def test_the_same_bytes_under_another_name_are_the_same_picture(manual, tmp_path
 
 
 def test_splits_do_not_depend_on_the_language(manual):
-    russian = [Page(each.name, "ru", "Обрезка", (Passage(RUSSIAN), *each.pictures), each.root) for each in manual]
+    russian = [
+        Page(each.name, "ru", "Обрезка", (Passage(each.name + RUSSIAN), *each.pictures), each.root) for each in manual
+    ]
     splits = {record["id"][:-3]: split for split, record in page_records(manual, "manual", "interleaved")}
     again = {record["id"][:-3]: split for split, record in page_records(russian, "manual", "interleaved")}
     assert splits == again
@@ -172,7 +174,7 @@ def test_splits_do_not_depend_on_the_language(manual):
 
 
 def test_pages_that_are_mostly_in_another_language_are_left_out(manual):
-    half = [Page(each.name, "ru", "", (Passage(LONG), Passage(RUSSIAN)), each.root) for each in manual]
+    half = [Page(each.name, "ru", "", (Passage(LONG), Passage(each.name + RUSSIAN)), each.root) for each in manual]
     mostly = [Page(each.name, "ru", "", (Passage(LONG * 2), Passage(RUSSIAN)), each.root) for each in manual]
     assert all("A sentence" not in record["text"] for _, record in page_records(half, "manual", "text_only"))
     assert len(list(page_records(half, "manual", "text_only"))) == 3
@@ -190,3 +192,14 @@ def test_records_are_what_the_kind_reads(manual):
 def test_no_page_at_all_is_one_line():
     with pytest.raises(UserError, match="manual: no page was found"):
         list(page_records([], "manual", "interleaved"))
+
+
+def test_held_out_pages_leave_out_what_training_pages_say_word_for_word():
+    own = "This long passage stands on the held-out page and on no other page of the manual. " * 3
+    short = "Choose Format - Page."
+    shared = [Passage(LONG.strip()), Passage(short)]
+    train = page(*shared, name=name_in("train"))
+    held_out = page(*shared, Passage(own.strip()), name=name_in("test"))
+    found = dict(page_records([train, held_out], "manual", "text_only"))
+    assert found["train"]["text"] == f"{LONG.strip()}\n\n{short}"
+    assert found["test"]["text"] == f"{short}\n\n{own.strip()}"
