@@ -49,5 +49,5 @@ def test_texts_in_both_languages_families_and_what_is_left_out(tmp_path: Path) -
 
 
 def test_without_the_package_it_says_how_to_get_it(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="tuxpaint-stamps-default.*vlm data fetch"):
+    with pytest.raises(UserError, match=r"tuxpaint-stamps-default.*vlm data fetch"):
         list(SETS[0].build(tmp_path))
