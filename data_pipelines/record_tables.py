@@ -8,10 +8,11 @@ from rich.table import Table
 from data_pipelines.words import SCRIPTS
 
 
-def figure_tables(figures: Mapping[str, Any]) -> Iterator[Table]:
-    """Tables to print: the whole, the languages, the pictures, what is bad."""
+def figure_tables(figures: Mapping[str, Any]) -> Iterator[Table | str]:
+    """What to print: the whole, the languages, what is bad."""
     pictures = figures["pictures"]
-    whole = _table("", "", title=f"{figures['name']}: {figures['counted']:,} of {figures['records']:,} records")
+    yield f"{figures['name']}: {figures['counted']:,} of {figures['records']:,} records"
+    whole = _table("", "")
     whole.add_row("kinds that can read them", ", ".join(figures["kinds"]))
     whole.add_row("texts (distinct)", f"{figures['texts']:,} ({figures['distinct_texts']:,})")
     whole.add_row("words", f"{figures['words']:,}")
@@ -53,8 +54,8 @@ def _languages(figures: Mapping[str, Any]) -> Table:
     return table
 
 
-def _table(first: str, *others: str, title: str = "") -> Table:
-    table = Table(title=title or None, title_justify="left", box=None, header_style="dim", show_header=bool(first))
+def _table(first: str, *others: str) -> Table:
+    table = Table(box=None, header_style="dim", show_header=bool(first))
     table.add_column(first)
     for name in others:
         table.add_column(name, justify="right")
