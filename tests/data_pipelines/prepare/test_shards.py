@@ -153,6 +153,8 @@ def test_somebody_elses_directory_is_not_replaced(tmp_path) -> None:
     (tmp_path / "train/thesis.odt").write_text("years of work")
     with pytest.raises(UserError, match="it is no prepared set; remove it yourself"):
         write_set(tmp_path / "train", records(), config=CONFIG)
+    with pytest.raises(UserError, match="it is no prepared set"):
+        SetWriter(tmp_path / "train", config=CONFIG)
     assert os.listdir(tmp_path / "train") == ["thesis.odt"]
 
 
@@ -277,4 +279,12 @@ def test_a_kill_between_the_two_renames_costs_the_set_but_not_the_next_build(tmp
     (tmp_path / ".train.partial/shard-00000-of-00001.arrayrecord").write_bytes(b"half")
     write_set(tmp_path / "train", records(), config=CONFIG)
     assert len(read(tmp_path / "train")) == 40
+    assert os.listdir(tmp_path) == ["train"]
+
+
+def test_a_kill_after_the_two_renames_leaves_rubbish_that_the_next_build_clears(tmp_path) -> None:
+    for name in (".train.old", "train"):
+        write_set(tmp_path / name, records(), config=CONFIG)
+    write_set(tmp_path / "train", records(30), config={"version": 2})
+    assert len(read(tmp_path / "train")) == 30
     assert os.listdir(tmp_path) == ["train"]
