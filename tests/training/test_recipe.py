@@ -9,10 +9,11 @@ import jax
 import numpy as np
 import pytest
 
+from data_pipelines.mixture import KindShare
 from vlm_jax import cli
 from vlm_jax.checkpoints import initialise_missing
 from vlm_jax.checkpoints.reference import load_model
-from vlm_jax.config import load_experiment
+from vlm_jax.config import Validation, load_experiment
 from vlm_jax.errors import RunError, UserError
 from vlm_jax.models.vlm import VLM
 from vlm_jax.optim import OptimizerConfig, Rule, Schedule
@@ -169,3 +170,16 @@ def test_a_workdir_that_cannot_be_written_ends_with_code_2(tmp_path, capsys):
     error = capsys.readouterr().err.strip()
     assert error.count("\n") == 0
     assert error.startswith("vlm: --workdir")
+
+
+def test_a_validation_has_shares_of_its_own_and_capped_data_end_the_run(tiny, done, tmp_path):
+    """The training mixture's shares by kind name a kind that the validation does not have."""
+    captions, instruct = tiny.stages
+    held_out = Validation((instruct.data.mixture[0],), every=99, batches=1)
+    mixture = tuple(dataclasses.replace(entry, max_epochs=0.5) for entry in captions.data.mixture)
+    kinds = (KindShare("captions", 1.0),)
+    data = dataclasses.replace(captions.data, mixture=mixture, kinds=kinds, temperature=2.0, length=192)
+    with pytest.raises(UserError, match=r"the data are used up after \d+ of 99 steps"):
+        train(one_stage(tiny, 0, data=data, validation=held_out, steps=99), tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert all(0 < source["epochs_seen"] < 0.52 for source in lines[-1]["sources"].values())

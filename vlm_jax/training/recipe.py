@@ -170,7 +170,8 @@ def open_batches(
             loader.set_state(position)
         held_out: tuple[Batch, ...] = ()
         if stage.validation is not None:
-            data = dataclasses.replace(stage.data, mixture=stage.validation.mixture)
+            # The shares of the training's kinds and sizes are not those of the validation, which has its own weights.
+            data = dataclasses.replace(stage.data, mixture=stage.validation.mixture, kinds=(), temperature=0.0)
             aside = dataclasses.replace(stage, name=f"{stage.name}/validation", data=data)
             with contextlib.closing(load(aside)) as others:
                 held_out = tuple(batch for batch, _ in itertools.islice(others, stage.validation.batches))
