@@ -1,10 +1,8 @@
 """`vlm data …`: puts the commands about data together; each of the modules named here adds its own."""
 
-import importlib
-import importlib.util
 from typing import Any
 
-_MODULES = ("data_look", "data_tokenizer", "data_quarantine", "data_prepare", "data_web")
+from vlm_jax.commands import data_look, data_prepare, data_quarantine, data_tokenizer, data_web
 
 _PREPARE = """The corpora that `vlm data fetch` has brought, or raw web pages, become shards that any stage can read."""
 
@@ -18,6 +16,5 @@ def add_parser(subparsers: Any) -> None:
     commands = data.add_subparsers(dest="data_command", required=True, metavar="COMMAND")
     prepare = commands.add_parser("prepare", help="Make training data of corpora or web pages.", description=_PREPARE)
     prepare_commands = prepare.add_subparsers(dest="prepare_command", required=True, metavar="COMMAND")
-    for name in _MODULES:
-        if importlib.util.find_spec(f"vlm_jax.commands.{name}"):
-            importlib.import_module(f"vlm_jax.commands.{name}").add_parsers(commands, prepare_commands)
+    for module in (data_look, data_tokenizer, data_quarantine, data_prepare, data_web):
+        module.add_parsers(commands, prepare_commands)
