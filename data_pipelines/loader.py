@@ -58,7 +58,7 @@ def make_loader(
         hosts: H, how many hosts share the global batch.
         quarantine: Account of unusable records; by default one in memory.
         prefetch: Batches that are prepared ahead.
-        threads: Threads that decode pictures; 0 = a core is left to the packing thread, and at most 8 are taken.
+        threads: Threads that decode pictures; 0 = as many as there are cores for this process, and at most 32.
         features: Kept features of every picture; batches then carry these in place of the pictures.
 
     Returns:
@@ -73,7 +73,7 @@ def make_loader(
         raise UserError(f"seed is {seed}: it must not be negative")
     stage_seed = int(np.random.SeedSequence([seed, zlib.crc32(stage.name.encode())]).generate_state(1)[0])
     account = Quarantine() if quarantine is None else quarantine
-    threads = threads or max(1, min(8, (os.cpu_count() or 1) - 1))
+    threads = threads or min(32, len(os.sched_getaffinity(0)))
     shards = host_shards(stage.data, host, hosts)
     return Loader(stage.data, processor, stage_seed, shards, account, prefetch, threads, features)
 
@@ -243,14 +243,14 @@ class Loader:
                 for place, image in enumerate(self._shown(item), first):
                     out[place] = image
             except pictures.BadImage as error:
-                bad[number] = Rejected(item.entry, item.rendered.id, str(error))
+                bad[number] = Rejected(item.entry, item.record_id, str(error))
                 out[first:slot] = 0
         return bad
 
     def _shown(self, item: Item) -> Iterator[Shaped[np.ndarray, "*picture"]]:
         """Pixels of an example's pictures, or the features that are kept of them."""
         augmentation = self._data.mixture[item.entry].augmentation
-        rng = np.random.default_rng(item.picture_seed)
+        rng = None if augmentation is None else np.random.default_rng(item.picture_seed)
         for image in item.rendered.images:
             kept = None if self._features is None else self._features.read(image)
             if kept is not None:
@@ -262,7 +262,7 @@ class Loader:
                     f"{self._features.directory}: features of {item.rendered.id} are not kept, its picture has changed "
                     "since; remove this directory, and the features are made anew"
                 )
-            yield pixels if augmentation is None else pictures.augment(pixels, augmentation, rng)
+            yield pixels if rng is None else pictures.augment(pixels, augmentation, rng)
 
     def _finish(self, packed: _Packed) -> tuple[Batch, BatchInfo]:
         """Waits for the pictures, turns examples without them into padding, and shifts."""

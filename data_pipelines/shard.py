@@ -40,6 +40,11 @@ class Item:
         """Index into the mixture."""
         return self.draw.entry
 
+    @property
+    def record_id(self) -> str:
+        """The record's id, which further pieces have a number behind."""
+        return self.rendered.id.removesuffix(f"#{self.piece + 1}") if self.piece else self.rendered.id
+
 
 @dataclasses.dataclass(frozen=True)
 class Rejected:

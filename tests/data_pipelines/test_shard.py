@@ -168,6 +168,22 @@ def test_the_end_can_be_resumed_across_and_stays_the_end(tiny, processor):
     assert batches(stage, processor, state=end) == ([], end)
 
 
+def test_a_piece_with_a_bad_picture_is_padding_and_its_record_is_quarantined_once(tiny, processor, pages):
+    source = Pages(lambda index, start: tiny.picture(index, bad=index == 3 and start >= 14), least=50, records=6)
+    quarantine = Quarantine(limit=1.0)
+    got, _ = batches(tiny(pages(source=source, max_epochs=1.0), length=64), processor, quarantine=quarantine)
+    assert list(quarantine.reasons()) == [("pages", "pages/3")]
+    kept = collections.Counter(
+        name.partition("#")[0]
+        for batch, info in got
+        for row, ids in enumerate(info.example_ids)
+        for number, name in enumerate(ids)
+        if (batch.segment_ids[row] == number + 1).any()
+    )
+    assert set(kept) == {f"pages/{n}" for n in range(6)}
+    assert kept["pages/3"] < kept["pages/2"]
+
+
 def test_records_rejected_at_the_very_end_are_quarantined_too(tiny, processor):
     source = tiny.Source(records=6, pictures=0, bad_records=(0, 1, 2, 3, 4))
     quarantine = Quarantine(limit=1.0)
