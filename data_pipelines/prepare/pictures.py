@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from data_pipelines.examples import Image
-from data_pipelines.image_files import size_in_header
+from data_pipelines.image_files import PNG, size_in_header
 from data_pipelines.images import PIXEL_LIMIT, BadImage, decode, file_bytes
 from data_pipelines.optional import need
 
@@ -38,6 +38,8 @@ def fitted(picture: Image) -> Image:
         BadImage: if it cannot be decoded.
     """
     data = file_bytes(picture)
+    if (tidy := _without_stray_chunks(data)) != data:
+        data, picture = tidy, Image(data=tidy)
     if math.prod(size_in_header(data) or (0,)) > PIXEL_LIMIT:
         raise BadImage(f"more than the {PIXEL_LIMIT} pixels that are decoded")
     rgba = _with_alpha(data)
@@ -116,6 +118,21 @@ def drawn(path: Path, longest: int = 512) -> Image:
 @functools.cache
 def _drawer():
     return need("resvg_py", "prepare").svg_to_bytes
+
+
+def _without_stray_chunks(data: bytes) -> bytes:
+    """A PNG without colour profiles that stand where none may; decoders would warn of them with every reading."""
+    if not data.startswith(PNG):
+        return data
+    kept, place, late = [PNG], len(PNG), False
+    while place + 12 <= len(data):
+        end = place + 12 + int.from_bytes(data[place : place + 4], "big")
+        name = data[place + 4 : place + 8]
+        late = late or name in (b"PLTE", b"IDAT")
+        if not (late and name in (b"sRGB", b"iCCP", b"gAMA", b"cHRM")):
+            kept.append(data[place:end])
+        place = end
+    return b"".join(kept)
 
 
 def _with_alpha(data: bytes) -> UInt8[np.ndarray, "h w 4"] | None:

@@ -1,7 +1,7 @@
 """Reading: real sentences of the corpora set into pictures, with the question what they say and the exact text.
 
-What is real here is the text; pictures, faces and damage are made. A text stands in the split of its page, and some
-faces and some wordings are held out of training.
+What is real here is the text; pictures, faces and damage are made, so the records name no real pairs. A text stands in
+the split of its page, and some faces and some wordings are held out of training.
 """
 
 import functools
@@ -67,7 +67,7 @@ def transcriptions(
         seed: Another seed gives other pictures.
 
     Yields:
-        (split, {'id', 'image', 'questions': [{'question', 'answer', 'language', 'task', 'held_out'}], 'face', 'real'}):
+        (split, {'id', 'image', 'questions': [{'question', 'answer', 'language', 'task', 'held_out'}], 'face'}):
         a function of the text, the faces and the seed alone.
     """
     faces_of = {split: faces_for(split, every_face) for split in SPLITS}
@@ -93,7 +93,6 @@ def transcriptions(
                 "image": image,
                 "questions": [entry],
                 "face": face.name,
-                "real": [f"text {language} {checksum}"],
             },
         )
 

@@ -1,5 +1,6 @@
 """Pictures go into records so that what they show can be seen, at a sensible size."""
 
+import zlib
 from pathlib import Path
 
 import cv2
@@ -41,6 +42,16 @@ def test_large_ones_come_down_and_keep_their_shape() -> None:
     height, width = decode(fitted(wide)).shape[:2]
     assert width == LONGEST_SIDE
     assert height == round(300 * LONGEST_SIDE / 3000)
+
+
+def test_a_profile_in_the_wrong_place_goes_and_one_in_the_right_place_stays() -> None:
+    whole = cut_out((200, 0, 0)).data
+    assert whole is not None
+    profile = b"\0\0\0\x01sRGB\0" + zlib.crc32(b"sRGB\0").to_bytes(4, "big")
+    head, end = whole.index(b"IHDR") + 21, whole.index(b"IEND") - 4
+    right = whole[:head] + profile + whole[head:]
+    assert fitted(Image(data=right)).data == right
+    assert fitted(Image(data=whole[:end] + profile + whole[end:])).data == whole
 
 
 def test_nothing_to_see_is_a_bad_picture() -> None:

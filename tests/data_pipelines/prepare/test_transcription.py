@@ -80,7 +80,8 @@ def test_records(every_face: tuple[Face, ...]) -> None:
     texts += [("test", f"Held out sentence {number}.") for number in range(60)]
     made = list(transcriptions(texts, "en", every_face))  # type: ignore[arg-type]
     assert [record["questions"][0]["answer"] for _, record in made] == [text for _, text in texts]
-    assert len({record["real"][0] for _, record in made}) == len({record["id"] for _, record in made}) == 120
+    assert len({record["id"] for _, record in made}) == 120
+    assert not any("real" in record for _, record in made)  # nobody wrote these pictures' texts for them
     trained = {face.name for face in faces_for("train", every_face)}
     assert trained < {face.name for face in every_face}
     assert {record["face"] for split, record in made if split == "train"} <= trained
