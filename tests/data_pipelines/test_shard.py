@@ -12,7 +12,7 @@ import pytest
 from data_pipelines.examples import Image
 from data_pipelines.images import Augmentation
 from data_pipelines.kinds import Interleaved, Preference, TextOnly
-from data_pipelines.loader import make_loader
+from data_pipelines.loader import host_rows, make_loader, merge_states
 from data_pipelines.mixture import KindShare, MixtureEntry
 from data_pipelines.quarantine import Quarantine
 from data_pipelines.shard import Shard, records_used
@@ -156,6 +156,28 @@ def test_capped_data_end_with_every_example_given_once(tiny, processor, pages, h
         assert not batch.segment_ids[row].any()
         assert not batch.loss_weights[row].any()
         assert (batch.source_ids[row] == -1).all()
+
+
+def test_a_run_of_everything_goes_on_exactly_on_another_number_of_hosts(tiny, processor, pages):
+    """Split pages, pairs, a schedule and a cap that is reached on the way."""
+    entries = (
+        pages(schedule=((0, 1.0), (4, 3.0))),
+        MixtureEntry(Pairs(tiny.picture), Preference(), augmentation=Augmentation(noise=9.0)),
+        tiny.Entry(tiny.Source(), tiny.Kind(), max_epochs=1.0, weight=2.0),
+    )
+    stage = tiny(*entries, rows=8, virtual_shards=4, temperature=2.0)
+    whole, _ = batches(stage, processor, 14)
+    assert 0 < whole[2][1].epochs_seen["tiny"] < whole[-1][1].epochs_seen["tiny"] == 1.0
+    state = merge_states([batches(stage, processor, 3, host=host, hosts=2)[1] for host in range(2)])
+    for hosts in (1, 4):
+        for host in range(hosts):
+            rest, _ = batches(stage, processor, 11, state=state, host=host, hosts=hosts)
+            rows = host_rows(stage.data, host, hosts)
+            for (batch, info), (expected, all_info) in zip(rest, whole[3:], strict=True):
+                assert info.example_ids == tuple(all_info.example_ids[row] for row in rows)
+                for name, plane in vars(expected).items():
+                    if plane is not None:
+                        np.testing.assert_array_equal(getattr(batch, name), plane[rows], err_msg=name)
 
 
 def test_the_end_can_be_resumed_across_and_stays_the_end(tiny, processor):
