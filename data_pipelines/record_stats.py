@@ -20,6 +20,7 @@ from data_pipelines.words import SCRIPTS, script_of, words_of
 
 _KEPT = 30
 _KEPT_SIZES = 4000
+_MOST_TEXTS = 200_000
 _FORMATS = {b"\x89PNG": "PNG", b"\xff\xd8": "JPEG", b"GIF8": "GIF", b"RIFF": "WebP", b"BM": "BMP"}
 _SHORT_WORD = 3
 
@@ -102,13 +103,22 @@ def _count_text(counts: _Counts, part: Part, tokenizer: Tokenizer | None) -> byt
     counts.lengths.setdefault(language, collections.Counter())[len(words)] += 1
     longer = (word.lower() for word in words if len(word) > _SHORT_WORD and not word.isdigit())
     counts.words.setdefault(language, collections.Counter()).update(longer)
-    counts.texts.setdefault(part.role, collections.Counter())[text[:200]] += 1
+    _count_repeated(counts.texts.setdefault(part.role, collections.Counter()), text[:200])
     digest = _digest(text)
     counts.distinct.add(digest)
     if tokenizer is not None:
         measured = fertility(tokenizer, [text])
         counts.fertility[language] = counts.fertility.get(language, Fertility()) + measured
     return b"" if part.role in ("text", "system") else digest
+
+
+def _count_repeated(seen: collections.Counter[str], text: str) -> None:
+    """Counts a text; of very many, those that came once are forgotten, so that memory stays bounded."""
+    seen[text] += 1
+    if len(seen) > _MOST_TEXTS:
+        repeated = {text: n for text, n in seen.items() if n > 1}
+        seen.clear()
+        seen.update(dict(collections.Counter(repeated).most_common(_MOST_TEXTS // 2)))
 
 
 def _count_picture(counts: _Counts, image: Image) -> bytes:

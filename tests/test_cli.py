@@ -76,6 +76,8 @@ def picture() -> Path:
 
 
 COMMANDS = ("train", "eval", "compare", "generate", "serve", "convert", "data inspect", "data stats")
+COMMANDS += ("data tokenizer", "data quarantine", "data verify", "data fetch")
+COMMANDS += ("data prepare corpora", "data prepare web")
 COMMANDS += ("convert from-hf", "convert from-gguf", "convert from-onnx", "convert to-hf")
 
 

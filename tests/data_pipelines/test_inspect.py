@@ -1,4 +1,5 @@
 import base64
+import collections
 import contextlib
 import dataclasses
 import re
@@ -128,6 +129,69 @@ def test_description_is_whole_and_markup_in_the_data_is_harmless(tiny, processor
     assert "<b>&[red]" in plain
     assert "[bold] [bold] [bold]" in plain
     assert f"{row_figures(batch, 0).learned} learned tokens" in plain
+
+
+class Compared:
+    """A chosen and a rejected answer to a question about the record's pictures."""
+
+    kind = "preference"
+
+    def __call__(self, record, rng, source=""):
+        trunk = (*record["images"], Text(f"question about {record['number']}?", role="user"))
+        answers = [(Text(answer, loss=True, role="assistant"),) for answer in ("да", "no")]
+        return Example(trunk, tuple(answers), source, record["id"], labels=(1.0, 0.0))
+
+
+def test_chosen_and_rejected_answers_are_named(tiny, processor):
+    entries = (tiny.Entry(tiny.Source(name="pairs"), Compared()), tiny.Entry(tiny.Source(name="plain"), tiny.Kind()))
+    batch, info = first(tiny(*entries), processor)[0]
+    titles = collections.Counter()
+    for row in range(len(info.example_ids)):
+        for example in row_examples(batch, row, info, processor):
+            trunk, *branches = example.branches
+            assert trunk.title == "trunk"
+            if example.source == "pairs":
+                assert [(branch.title, branch.label) for branch in branches] == [("chosen", 1.0), ("rejected", 0.0)]
+                answers = ["".join(t.piece for t in branch.tokens if t.learned) for branch in branches]
+                assert answers == ["да<end>", "no<end>"]
+            else:
+                assert [branch.title for branch in branches] == [f"branch {n + 1}" for n in range(len(branches))]
+            titles[example.source] += 1
+    assert set(titles) == {"pairs", "plain"}
+    for shown in (draw_row(batch, 0, info, processor), describe_row(batch, 0, info, processor)):
+        assert shown.count("rejected") == sum(i.startswith("pairs/") for i in info.example_ids[0])
+
+
+class Document:
+    """Running text with the record's pictures in its middle, too long for a row."""
+
+    kind = "interleaved"
+
+    def __call__(self, record, rng, source=""):
+        words = [Text(f"question {k} about {record['number']}? " * 5, loss=True) for k in range(4)]
+        trunk = (*words[:2], *record["images"], *words[2:])
+        return Example(trunk, source=source, id=record["id"], when_long="split")
+
+
+def test_pieces_of_a_long_document_are_shown_as_they_were_packed(tiny, processor):
+    stage = tiny(tiny.Entry(tiny.Source(pictures=2), Document()))
+    shown = collections.defaultdict(str)
+    pictures = collections.Counter()
+    for batch, info in first(stage, processor, 12):
+        for row in range(len(info.example_ids)):
+            for example in row_examples(batch, row, info, processor):
+                (trunk,) = example.branches
+                text = "".join(token.piece for token in trunk.tokens if not (token.control or token.visual >= 0))
+                shown[example.id] = text.replace("▁", " ")
+                pictures[example.id.partition("#")[0]] += len({token.picture for token in trunk.tokens} - {0})
+    whole = [name for name in shown if f"{name}#2" in shown and f"{name}#3" in shown and "#" not in name]
+    assert whole
+    for name in whole:
+        pieces = [shown[name], *(shown[f"{name}#{n}"] for n in range(2, 9) if f"{name}#{n}" in shown)]
+        number = name.split("/")[1]
+        expected = "".join(f"question {k} about {number}? " * 5 for k in range(4))
+        assert expected.startswith("".join(pieces)), "pieces follow each other without a gap"
+        assert pictures[name] <= 2
 
 
 def uris(page):

@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 import pytest
 
+from data_pipelines import record_stats as stats_module
 from data_pipelines.examples import Image
 from data_pipelines.record_parts import Unreadable
 from data_pipelines.record_stats import record_stats, records_page
@@ -114,3 +115,11 @@ def test_odd_texts_and_immense_pictures_are_counted():
     figures = record_stats("odd", 1, enumerate(records))
     assert figures["pictures"]["megapixels"]["most"] == 2500
     records_page(figures).encode("utf-8", "replace")
+
+
+def test_memory_of_repeated_texts_is_bounded(monkeypatch):
+    monkeypatch.setattr(stats_module, "_MOST_TEXTS", 10)
+    texts = (f"once {n}" if n % 5 else "often" for n in range(200))
+    figures = record_stats("set", 200, enumerate({"id": "x", "text": text} for text in texts))
+    assert figures["repeated_texts"]["text"] == {"often": 40}
+    assert figures["texts"] == 200

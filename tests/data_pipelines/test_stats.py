@@ -5,6 +5,7 @@ import re
 import numpy as np
 import pytest
 
+from data_pipelines.examples import Example, Text
 from data_pipelines.loader import make_loader
 from data_pipelines.quarantine import Quarantine
 from data_pipelines.stats import stats, stats_page
@@ -48,6 +49,35 @@ def test_answers_and_words_are_told_apart_by_script(tiny, processor):
     assert sum(count for counts in figures["answers"].values() for count in counts.values()) == questions
     assert figures["words"]["latin"]["question"] == figures["words"]["latin"]["about"] == questions
     assert figures["words"]["cyrillic"] == figures["answers"]["cyrillic"]
+
+
+def test_fertility_by_language_is_that_of_the_packed_texts(tiny, processor):
+    figures = stats(tiny(), processor, collect(tiny(), processor))
+    cyrillic, latin = figures["fertility"]["cyrillic"], figures["fertility"]["latin"]
+    assert cyrillic["words"] == cyrillic["texts"] == figures["words"]["cyrillic"]["да"]
+    assert cyrillic["tokens"] == cyrillic["texts"] * len(processor.tokenizer.encode("да"))
+    assert latin["tokens_per_word"] == latin["tokens"] / latin["words"] > 1
+    assert f"{latin['tokens_per_word']:.2f}" in stats_page(figures)
+
+
+class Long:
+    """Text that no row can hold, cut at its end."""
+
+    kind = "text_only"
+
+    def __call__(self, record, rng, source=""):
+        return Example((Text("question " * 400, loss=True),), source=source, id=record["id"], when_long="cut")
+
+
+def test_positions_cut_off_are_told_by_source(tiny, processor):
+    stage = tiny(tiny.Entry(tiny.Source(name="long"), Long()), tiny.Entry(tiny.Source(name="short"), tiny.Kind()))
+    batches = collect(stage, processor)
+    figures = stats(stage, processor, batches)
+    assert figures["cut"] == dict(batches[-1][1].cut)
+    assert figures["cut"].keys() == {"long"}
+    assert "positions cut off" in stats_page(figures)
+    assert "positions cut off" not in stats_page(stats(tiny(), processor, collect(tiny(), processor, 1)))
+    assert not any(len(answer) > 80 for answers in figures["answers"].values() for answer in answers)
 
 
 def test_page_is_self_contained_after_a_round_trip_through_json(tiny, processor):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from data_pipelines.words import script_of
 from vlm_jax.config import load_experiment
 from vlm_jax.errors import UserError
 from vlm_jax.serialise import to_json
@@ -162,3 +163,31 @@ def test_the_tokenizer_sees_the_texts_of_all_stages(tiny):
     every = " ".join(texts(tiny))
     assert "?" in every
     assert any("а" <= letter <= "я" for letter in every)
+
+
+def sampled(experiment, **tokenizer):
+    config = dataclasses.replace(experiment.tokenizer, **tokenizer)
+    return list(texts(dataclasses.replace(experiment, tokenizer=config)))
+
+
+def test_the_tokenizers_sample_is_bounded_and_by_the_mixtures_shares(tiny):
+    assert 8_000 <= sum(map(len, sampled(tiny, sample=8_000))) < 8_500
+    assert sampled(tiny, sample=8_000) == sampled(tiny, sample=8_000) != sampled(tiny, sample=8_000)[::-1]
+    captions = dataclasses.replace(tiny, stages=tiny.stages[:1])
+    data = captions.stages[0].data
+    shares = []
+    for weight in (1.0, 3.0):
+        english, russian = data.mixture
+        mixture = (dataclasses.replace(english, weight=weight), russian)
+        changed = change_stage(captions, 0, data=dataclasses.replace(data, mixture=mixture))
+        counts = {True: 0, False: 0}
+        for text in sampled(changed, sample=1_200):
+            counts[script_of(text) == "latin"] += len(text)
+        shares.append(counts[True] / sum(counts.values()))
+    assert shares == [pytest.approx(0.5, abs=0.06), pytest.approx(0.75, abs=0.06)]
+
+
+def test_what_two_stages_share_is_sampled_once(tiny):
+    twice = dataclasses.replace(tiny, stages=(tiny.stages[0], dataclasses.replace(tiny.stages[0], name="again")))
+    once = dataclasses.replace(tiny, stages=tiny.stages[:1])
+    assert sampled(twice, sample=10**9) == sampled(once, sample=10**9)
