@@ -208,6 +208,8 @@ class _Reader:
         )
 
     def _end_passage(self) -> None:
+        if not self._parts:
+            return
         text = _SPACE.sub(lambda space: "\n" if "\n" in space[0] else " ", "".join(self._parts)).strip(" \n|")
         if text:
             links = min(1.0, self._linked / len(text))

@@ -16,7 +16,7 @@ from data_pipelines.examples import Image
 from data_pipelines.images import BadImage, decode
 from data_pipelines.prepare.web.config import ContaminationRules
 from data_pipelines.prepare.web.documents import Document, block_text, blocks_of, tidy
-from data_pipelines.prepare.web.duplicates import perceptual_hash
+from data_pipelines.prepare.web.duplicates import sketch_of
 from data_pipelines.quarantine import BadRecord
 from data_pipelines.words import words_of
 from vlm_jax.errors import UserError
@@ -93,7 +93,7 @@ def build_index(sets: Iterable[tuple[str, Iterable[Any]]], rules: ContaminationR
             try:
                 for value in _contents(record):
                     if isinstance(value, Image):
-                        pictures.add(perceptual_hash(decode(value)))
+                        pictures.add(sketch_of(decode(value))[0])
                     else:
                         grams.update(text_hashes(value, rules))
             except BadImage as error:

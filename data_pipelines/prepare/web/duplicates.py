@@ -20,6 +20,8 @@ from data_pipelines.prepare.web.documents import Document, picture_count, text_o
 from data_pipelines.words import words_of
 
 PICTURE_BITS = 64
+_SIDE = 128
+"""Pixels to which a picture shrinks before it is hashed."""
 _BUCKET = 200
 """With so many of a bucket, best by rank, is each of it compared; a bucket of a thousand is not a million pairs."""
 
@@ -80,25 +82,25 @@ def beaten_in(bucket: Iterable[Sequence[Any]], near: Callable[[Any, Any], bool])
                 break
 
 
-def perceptual_hash(pixels: np.ndarray) -> int:
-    """The perceptual hash of a picture, PICTURE_BITS bits: near for copies that are scaled, recoded or toned.
+def sketch_of(pixels: np.ndarray) -> tuple[int, bytes]:
+    """A picture's perceptual hash, PICTURE_BITS bits, and its colours.
+
+    The hash is near for copies that are scaled, recoded or toned, but it sees neither colours nor small changes.
+    `colour_difference` compares those: the picture in 8 x 8 coloured dots, 192 bytes.
 
     Args:
         pixels: uint8[h, w, 3].
     """
     import PIL.Image
 
-    bits = need("imagehash", "prepare").phash(PIL.Image.fromarray(pixels)).hash
-    return int.from_bytes(np.packbits(bits).tobytes(), "big")
-
-
-def colours_of(pixels: np.ndarray) -> bytes:
-    """The picture in 8 x 8 coloured dots, 192 bytes: the perceptual hash sees neither colours nor small changes."""
-    return cv2.resize(pixels, (8, 8), interpolation=cv2.INTER_AREA).tobytes()
+    small = cv2.resize(pixels, (_SIDE, _SIDE), interpolation=cv2.INTER_AREA)
+    bits = need("imagehash", "prepare").phash(PIL.Image.fromarray(small)).hash
+    colours = cv2.resize(small, (8, 8), interpolation=cv2.INTER_AREA)
+    return int.from_bytes(np.packbits(bits).tobytes(), "big"), colours.tobytes()
 
 
 def colour_difference(one: bytes, other: bytes) -> float:
-    """Mean difference, 0..255, of two pictures as `colours_of` gives them."""
+    """Mean difference, 0..255, of two pictures as `sketch_of` gives them."""
     pair = [np.frombuffer(colours, np.uint8).astype(np.int16) for colours in (one, other)]
     return float(np.abs(pair[0] - pair[1]).mean())
 

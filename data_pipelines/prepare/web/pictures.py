@@ -10,7 +10,7 @@ from data_pipelines.image_files import size_in_header
 from data_pipelines.images import BadImage, decode
 from data_pipelines.prepare.web.config import PictureRules
 from data_pipelines.prepare.web.documents import parts_of
-from data_pipelines.prepare.web.duplicates import colour_difference, colours_of, distance, perceptual_hash
+from data_pipelines.prepare.web.duplicates import colour_difference, distance, sketch_of
 from data_pipelines.prepare.web.inputs import read_bytes
 
 Facts = dict[str, Any]
@@ -44,12 +44,8 @@ def measure(url: str, location: Sequence[Any] | None, rules: PictureRules) -> Fa
         pixels = decode(Image(data=data))
     except BadImage:
         return {**facts, "drop": "unreadable"}
-    return {
-        **facts,
-        "bytes": len(data),
-        "hash": perceptual_hash(pixels),
-        "colours": colours_of(pixels),
-    }
+    value, colours = sketch_of(pixels)
+    return {**facts, "bytes": len(data), "hash": value, "colours": colours}
 
 
 def bad_reference(segment: Mapping[str, Any], rules: PictureRules) -> str:

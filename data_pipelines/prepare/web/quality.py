@@ -12,7 +12,7 @@ from data_pipelines.words import words_of
 
 _LETTER = re.compile(r"[^\W\d_]")
 _NOT_SPACE = re.compile(r"\S")
-_IDENTIFIED = 5000
+_IDENTIFIED = 2000
 """Characters that are enough to tell a language."""
 _ELLIPSES = ("…", "...")
 

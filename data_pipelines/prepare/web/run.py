@@ -245,7 +245,7 @@ def _import_beam() -> None:
 
 
 def _options(flags: Sequence[str]) -> Any:
-    from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
+    from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions, WorkerOptions
 
     said = io.StringIO()
     unknown: list[str] = []
@@ -257,6 +257,8 @@ def _options(flags: Sequence[str]) -> Any:
     except (SystemExit, ValueError) as error:
         why = said.getvalue().strip().rpartition("error: ")[2] or error
         raise UserError(f"{' '.join(flags)}: {why}; see Apache Beam's list of pipeline options") from None
+    workers = options.view_as(WorkerOptions)
+    workers.default_sdk_harness_log_level = workers.default_sdk_harness_log_level or "ERROR"
     if chosen.runner is None:
         if unknown:
             raise UserError(f"{unknown[0]}: neither an option of this command nor one of Beam's runner on this machine")

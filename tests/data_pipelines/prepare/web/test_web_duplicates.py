@@ -18,12 +18,11 @@ from data_pipelines.prepare.web.duplicates import (
     band_keys,
     beaten_in,
     colour_difference,
-    colours_of,
     distance,
-    perceptual_hash,
     picture_keys,
     signature,
     similarity,
+    sketch_of,
     text_key,
 )
 from vlm_jax.errors import UserError
@@ -94,6 +93,14 @@ def test_hashes_that_differ_in_three_bits_share_a_key(value: int, bits: set[int]
     assert set(picture_keys(value)) & set(picture_keys(other))
 
 
+def hash_of(pixels: np.ndarray) -> int:
+    return sketch_of(pixels)[0]
+
+
+def colours_of(pixels: np.ndarray) -> bytes:
+    return sketch_of(pixels)[1]
+
+
 def clouds(seed: int) -> np.ndarray:
     dots = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8)
     return cv2.resize(dots, (240, 180), interpolation=cv2.INTER_CUBIC)
@@ -103,15 +110,15 @@ def test_copies_of_a_picture_are_near_in_hash_and_colours_and_others_are_far() -
     original = clouds(1)
     jpeg = cv2.imencode(".jpg", cv2.resize(original, (160, 120))[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 70])[1]
     copy = decode(Image(data=jpeg.tobytes()))
-    assert distance(perceptual_hash(original), perceptual_hash(copy)) <= 3
+    assert distance(hash_of(original), hash_of(copy)) <= 3
     assert colour_difference(colours_of(original), colours_of(copy)) < 3
-    assert distance(perceptual_hash(original), perceptual_hash(clouds(2))) > 12
+    assert distance(hash_of(original), hash_of(clouds(2))) > 12
 
 
 def test_colours_tell_before_from_after_where_the_hash_cannot() -> None:
     before = clouds(3)
     grey = np.repeat(cv2.cvtColor(before, cv2.COLOR_RGB2GRAY)[:, :, None], 3, axis=2)
-    assert distance(perceptual_hash(before), perceptual_hash(grey)) <= 3
+    assert distance(hash_of(before), hash_of(grey)) <= 3
     assert colour_difference(colours_of(before), colours_of(grey)) > 3
 
 
@@ -141,9 +148,9 @@ def test_a_short_evaluation_text_counts_as_a_whole_passage_only() -> None:
 def test_an_evaluation_picture_is_found_also_as_a_copy() -> None:
     png = cv2.imencode(".png", clouds(4)[:, :, ::-1])[1].tobytes()
     index = index_of({"id": "a", "images": [Image(data=png)]})
-    assert index.touches_picture(perceptual_hash(cv2.resize(clouds(4), (100, 80))), CONTAMINATION)
-    assert not index.touches_picture(perceptual_hash(clouds(5)), CONTAMINATION)
-    assert not index_of({"id": "a", "text": "t"}).touches_picture(perceptual_hash(clouds(5)), CONTAMINATION)
+    assert index.touches_picture(hash_of(cv2.resize(clouds(4), (100, 80))), CONTAMINATION)
+    assert not index.touches_picture(hash_of(clouds(5)), CONTAMINATION)
+    assert not index_of({"id": "a", "text": "t"}).touches_picture(hash_of(clouds(5)), CONTAMINATION)
 
 
 def test_an_evaluation_set_that_cannot_be_read_is_no_small_matter() -> None:
