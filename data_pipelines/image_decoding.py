@@ -24,6 +24,8 @@ _REDUCED = {
 
 # OpenCV writes its own lines about a bad picture to stderr; BadImage says what there is to say.
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+# The loader's threads take a picture each; threads of OpenCV's own within a picture would only wait for them.
+cv2.setNumThreads(1)
 
 
 def decode_bytes(data: bytes, reduction: int = 1) -> Pixels:

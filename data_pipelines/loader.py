@@ -35,6 +35,10 @@ from vlm_jax.errors import UserError
 
 __all__ = ["DataConfig", "Loader", "MixtureEntry", "host_rows", "make_loader", "merge_states"]
 
+_MOST_THREADS = 32
+_NO_CHANCE = np.random.default_rng(0)
+"""Stands where nothing is drawn: to seed a generator takes longer than to copy a picture."""
+
 
 def make_loader(
     stage: StageData,
@@ -73,7 +77,7 @@ def make_loader(
         raise UserError(f"seed is {seed}: it must not be negative")
     stage_seed = int(np.random.SeedSequence([seed, zlib.crc32(stage.name.encode())]).generate_state(1)[0])
     account = Quarantine() if quarantine is None else quarantine
-    threads = threads or min(32, len(os.sched_getaffinity(0)))
+    threads = threads or min(_MOST_THREADS, _cores())
     shards = host_shards(stage.data, host, hosts)
     return Loader(stage.data, processor, stage_seed, shards, account, prefetch, threads, features)
 
@@ -250,7 +254,7 @@ class Loader:
     def _shown(self, item: Item) -> Iterator[Shaped[np.ndarray, "*picture"]]:
         """Pixels of an example's pictures, or the features that are kept of them."""
         augmentation = self._data.mixture[item.entry].augmentation
-        rng = None if augmentation is None else np.random.default_rng(item.picture_seed)
+        rng = np.random.default_rng(item.picture_seed) if augmentation else _NO_CHANCE
         for image in item.rendered.images:
             kept = None if self._features is None else self._features.read(image)
             if kept is not None:
@@ -262,7 +266,7 @@ class Loader:
                     f"{self._features.directory}: features of {item.rendered.id} are not kept, its picture has changed "
                     "since; remove this directory, and the features are made anew"
                 )
-            yield pixels if rng is None else pictures.augment(pixels, augmentation, rng)
+            yield pixels if augmentation is None else pictures.augment(pixels, augmentation, rng)
 
     def _finish(self, packed: _Packed) -> tuple[Batch, BatchInfo]:
         """Waits for the pictures, turns examples without them into padding, and shifts."""
@@ -339,6 +343,11 @@ class Loader:
             f"source '{self._titles[last.entry]}': {STOP_AFTER} records in a row are unusable, the last one "
             f"{last.id}: {last.reason}"
         )
+
+
+def _cores() -> int:
+    """That this process may use, where the system tells."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _identity(entry: MixtureEntry, source: Source) -> list[Any]:
