@@ -171,8 +171,9 @@ def sampled(experiment, **tokenizer):
 
 
 def test_the_tokenizers_sample_is_bounded_and_by_the_mixtures_shares(tiny):
-    assert 8_000 <= sum(map(len, sampled(tiny, sample=8_000))) < 8_500
-    assert sampled(tiny, sample=8_000) == sampled(tiny, sample=8_000) != sampled(tiny, sample=8_000)[::-1]
+    assert 4_000 <= sum(map(len, sampled(tiny, sample=4_000))) < 4_500
+    assert sampled(tiny, sample=4_000) == sampled(tiny, sample=4_000)
+    assert sampled(tiny, sample=4_000) != sampled(dataclasses.replace(tiny, seed=5), sample=4_000)
     captions = dataclasses.replace(tiny, stages=tiny.stages[:1])
     data = captions.stages[0].data
     shares = []
