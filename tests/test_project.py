@@ -89,7 +89,7 @@ def abstract_step(experiment: Experiment, stage: Stage) -> tuple:
     counter = jax.ShapeDtypeStruct((), "int32")
     state = TrainState(counter, trained, frozen, jax.eval_shape(optimizer.init, trained))  # type: ignore[arg-type]
     batch = Batch.spec(
-        data.rows, data.length, images=data.images, image_size=config.image_size, examples=data.budget.examples
+        data.rows, data.length, images=data.images, image_size=config.image_size, examples=data.budget.entries
     )
     forward, count, chunk = VLM(config).apply, len(data.mixture), stage.objective.chunk
     step = functools.partial(
