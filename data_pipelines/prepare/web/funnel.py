@@ -140,7 +140,7 @@ def funnel_table(totals: Mapping[str, list[Any]]) -> dict[str, Any]:
         "rules": rows,
         "written": written,
         "languages": languages,
-        "samples": [sample for _, sample in totals.get(WRITTEN, [[], []])[1]],
+        "samples": [sample for name in languages for _, sample in totals[f"{WRITTEN}:{name}"][1]],
         "cut_inputs": [sample["text"] for _, sample in totals.get(CUT_INPUT, [[], []])[1]],
     }
 

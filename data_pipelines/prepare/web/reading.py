@@ -60,8 +60,8 @@ def _read_warc(path: str, config: WebConfig) -> Iterator[Item]:
             location = [path, response.offset]
             if response.is_page:
                 yield from _page(response.body, response.url, location, response.charset, config)
-            else:
-                yield "picture", [response.url, location]
+            elif response.is_picture:
+                yield "picture", [tidy(response.url), location]
     except CutWarc as error:
         yield "event", [CUT_INPUT, [0, 0, 0, 0], {"id": path, "text": str(error)}]
 

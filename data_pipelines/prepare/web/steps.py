@@ -232,8 +232,8 @@ def choose_pictures(item: tuple[str, Grouped], rules: PictureRules) -> Iterator[
         used = {segment["image"] for segment in kept if "image" in segment}
         document["pictures"] = {url: [facts[url]["location"], facts[url]["bytes"]] for url in sorted(used)}
         shown = [facts[url]["location"] for url in sorted(used)[:4]]
-        yield "event", page_event(WRITTEN, document, pictures=shown)
-        yield "event", page_event(f"{WRITTEN}:{document['language']}", document)
+        yield "event", page_event(WRITTEN, document)
+        yield "event", page_event(f"{WRITTEN}:{document['language']}", document, pictures=shown)
         yield "page", document
 
 
