@@ -24,7 +24,8 @@ class SentencePieceConfig:
     character_coverage: share of the text's characters, 0.98 to 1, that get pieces of their own; the rest is spelled in
         bytes.
     sample: characters of the mixture's texts that it is trained on, from random places of every source, each source by
-        its share of the mixture, averaged over the stages; all there is, where there is less.
+        its share of the mixture, averaged over the stages; all there is, where there is less. 0 = 400 for each id of
+        the vocabulary, and at least 2 million.
     temperature: 0 = the languages as the mixture has them. T > 0 takes of each (told apart by script) in proportion to
         what there is, to the power 1/T: with 3 or more, a language of which there is little hardly suffers.
     """
@@ -32,14 +33,19 @@ class SentencePieceConfig:
     vocabulary_size: int = 384
     model_type: Literal["unigram", "bpe"] = "unigram"
     character_coverage: float = 1.0
-    sample: int = 2_000_000
+    sample: int = 0
     temperature: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.sample < 1:
-            raise UserError(f"tokenizer sample {self.sample}: give the number of characters to train on")
+        if self.sample < 0:
+            raise UserError(f"tokenizer sample {self.sample}: give the number of characters to train on, or 0")
         if not self.temperature >= 0:
             raise UserError(f"tokenizer temperature {self.temperature}: give 0 for languages as they come, or more")
+
+    @property
+    def characters(self) -> int:
+        """How many characters to train on."""
+        return self.sample or max(2_000_000, 400 * self.vocabulary_size)
 
 
 def train_sentencepiece(texts: Iterable[str], config: SentencePieceConfig) -> SentencePieceTokenizer:
@@ -103,7 +109,10 @@ def _training_trouble(message: str, config: SentencePieceConfig) -> str:
     size = config.vocabulary_size
     too_high = re.search(r"Vocabulary size.*?too high.*?<= (\d+)", message)
     if too_high:
-        return f"tokenizer vocabulary_size {size} is too large for this little text: set it to {too_high[1]} or less"
+        return (
+            f"tokenizer vocabulary_size {size} is too large for this little text: set it to {too_high[1]} or less, or "
+            "train on more text"
+        )
     too_small = re.search(r"smaller than required_chars\. (\d+) vs (\d+)", message)
     if too_small:
         return (

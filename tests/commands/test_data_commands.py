@@ -171,7 +171,7 @@ WRONG = {
     "nothing to verify": (("verify", "{tmp}/missing"), "no such directory"),
     "a comparison with nothing": (("tokenizer", str(TINY), "--compare", "{tmp}/missing"), "no checkpoint"),
     "a temperature below 0": (("tokenizer", str(TINY), "--tokenizer.temperature", "-1"), "temperature -1"),
-    "an empty sample": (("tokenizer", str(TINY), "--tokenizer.sample", "0"), "tokenizer sample 0"),
+    "a sample of less than nothing": (("tokenizer", str(TINY), "--tokenizer.sample", "-1"), "tokenizer sample -1"),
 }
 
 

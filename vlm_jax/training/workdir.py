@@ -136,6 +136,8 @@ def build_processor(experiment: Experiment) -> Processor:
             if isinstance(template, ChatTemplate) and model.encoder and not template.image:
                 template = chat_template_for(template.jinja, tokenizer, adds_bos=tokenizer.adds_bos)
     else:
+        pieces, characters = experiment.tokenizer.vocabulary_size, experiment.tokenizer.characters
+        log.info("training a tokenizer of %d pieces, on up to %.1f million characters", pieces, characters / 1e6)
         tokenizer = train_sentencepiece(texts(experiment), experiment.tokenizer)
     if tokenizer.vocabulary_size > model.decoder.vocabulary_size:
         raise UserError(
@@ -163,4 +165,4 @@ def texts(experiment: Experiment, seed: int | None = None) -> Iterator[str]:
             else:
                 shares.append((entry, share))
     config = experiment.tokenizer
-    return sample_texts(shares, config.sample, experiment.seed if seed is None else seed, config.temperature)
+    return sample_texts(shares, config.characters, experiment.seed if seed is None else seed, config.temperature)
