@@ -71,7 +71,11 @@ def _page(data: bytes, address: str, location: list[Any], charset: str, config: 
     if len(data) > config.pages.most_bytes:
         yield from _unread("too_many_bytes_of_html", address)
         return
-    document = document_of(extract_page(data, address, charset), location)
+    try:
+        document = document_of(extract_page(data, address, charset), location)
+    except Exception as error:  # no page, however strange, may stop a crawl; the report shows what was strange
+        yield from _unread("unreadable_page", address, f"{type(error).__name__}: {error}")
+        return
     yield "event", page_event(READ, document)
     blocks = blocks_of(document)
     bad = dict(bad_passages(document, config.passages))
@@ -80,7 +84,7 @@ def _page(data: bytes, address: str, location: list[Any], charset: str, config: 
     yield "page", without_blocks(document, bad)
 
 
-def _unread(rule: str, address: str) -> Iterator[Item]:
+def _unread(rule: str, address: str, why: str = "") -> Iterator[Item]:
     document: Document = {"id": address, "segments": []}
     yield "event", page_event(READ, document)
-    yield "event", page_event(rule, document)
+    yield "event", page_event(rule, document, detail=why)

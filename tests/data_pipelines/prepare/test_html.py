@@ -3,6 +3,8 @@
 import time
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from data_pipelines.prepare.html import Page, Passage, Picture, extract_page
 
@@ -127,6 +129,39 @@ def test_lone_surrogates_become_replacement_characters() -> None:
 
 def test_right_to_left_and_line_breaks_are_kept() -> None:
     assert passages(extract_page("<p dir=rtl>שלום<br>عالم</p><pre>a\n  b</pre>", "")) == ["שלום\nعالم", "a\nb"]
+
+
+_PIECES = st.sampled_from(
+    [
+        "<p>",
+        "</p>",
+        "<table><tr><td>",
+        "<img src=a>",
+        "<img srcset='a 1x,'>",
+        "<base href='//[x'>",
+        "<!--",
+        "<title>",
+        "<svg>",
+    ]
+    + [
+        "<plaintext>",
+        "&#0;",
+        "&#xD800;",
+        "<figure>",
+        "<template>",
+        "<frameset>",
+        "<meta charset=hex>",
+        "текст",
+        "\x00",
+        "<",
+    ]
+)
+
+
+@given(st.lists(_PIECES | st.binary(max_size=5).map(lambda data: data.decode("latin-1")), max_size=30))
+def test_markup_of_any_kind_is_read_without_an_error(pieces: list[str]) -> None:
+    page = extract_page("".join(pieces).encode("utf-8"), "https://example.org/")
+    assert all(segment.text for segment in page.segments if isinstance(segment, Passage))
 
 
 def test_nesting_of_any_depth_is_read_in_reasonable_time() -> None:

@@ -147,6 +147,18 @@ def test_a_warc_that_is_cut_off_is_used_up_to_there_and_the_report_says_so(
         assert "Damaged input" in (tmp_path / f"web{suffix}/report.html").read_text()
 
 
+def test_of_captures_of_one_address_the_first_stays(
+    site: dict, write_warc: Callable[..., Path], tmp_path: Path
+) -> None:
+    first = {name: site[name] for name in ("good00.html", "pic/0.png", "pic/1.jpg", "pic/header.png")}
+    later = {"good00.html": site["good02.html"], "pic/4.png": site["pic/4.png"]}
+    warcs = [write_warc(first, tmp_path / "a.warc.gz"), write_warc(later, tmp_path / "b.warc.gz")]
+    outcome = prepare_web([str(tmp_path)], str(tmp_path / "web"), CONFIG)
+    assert len(warcs) == dropped(outcome)["same_address"]["pages"] + 1
+    (record,) = records_of(tmp_path / "web").values()
+    assert record["segments"][1]["image"] == Image(data=site["pic/0.png"])
+
+
 def test_evaluation_sets_are_kept_out(folder: Path, site: dict, done: tuple[Path, Outcome], tmp_path: Path) -> None:
     question = {"question": "What is shown?", "answer": " ".join(article_words(site["good04.html"])), "language": "en"}
     recoded = decode(Image(data=site["pic/20.png"]))
