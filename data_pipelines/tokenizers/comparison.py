@@ -14,13 +14,13 @@ _SAMPLE_WORDS = (8, 26)
 _SPACE = "▁"
 
 
-def compare_tokenizers(tokenizers: Mapping[str, Tokenizer], texts: Sequence[str], held_out: bool) -> dict[str, Any]:
+def compare_tokenizers(tokenizers: Mapping[str, Tokenizer], texts: Sequence[str], seen_share: float) -> dict[str, Any]:
     """Measures tokenizers on texts, language by language (told apart by script; texts without a letter are left out).
 
     Args:
         tokenizers: by name.
         texts: to measure on.
-        held_out: whether no tokenizer was trained on them.
+        seen_share: share of the texts that the first tokenizer was trained on.
 
     Returns:
         JSON-able figures: 'tokenizers' {name: {'vocabulary_size', 'pieces': {script: n}, 'languages': {language:
@@ -30,7 +30,7 @@ def compare_tokenizers(tokenizers: Mapping[str, Tokenizer], texts: Sequence[str]
     for text in texts:
         by_language[script_of(text)].append(text)
     by_language.pop("other", None)
-    figures: dict[str, Any] = {"texts": len(texts), "held_out": held_out, "tokenizers": {}, "samples": []}
+    figures: dict[str, Any] = {"texts": len(texts), "seen_share": seen_share, "tokenizers": {}, "samples": []}
     for name, tokenizer in tokenizers.items():
         measured = {language: fertility(tokenizer, some) for language, some in sorted(by_language.items())}
         figures["tokenizers"][name] = {

@@ -1,8 +1,8 @@
 """`vlm data tokenizer`: trains an experiment's tokenizer by itself, and compares it with others."""
 
 import argparse
-import itertools
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,6 @@ tokenizers. An experiment takes it over with --parts.tokenizer DIR.
 
 _MEASURED = 500_000
 """Characters that tokenizers are compared on."""
-
-_ENOUGH = 20_000
-"""With fewer that training did not see, texts that it did see count too."""
 
 
 def add_parsers(commands: Any, prepare: Any) -> None:
@@ -46,6 +43,7 @@ def tokenizer(arguments: argparse.Namespace) -> None:
     from rich.console import Console
 
     from data_pipelines.template import Processor
+    from data_pipelines.text_sample import LONGEST_TEXT
     from data_pipelines.tokenizers import train_sentencepiece
     from data_pipelines.tokenizers.comparison import compare_tokenizers, tokenizers_page
     from vlm_jax.checkpoints.reference import load_reference_tokenizer
@@ -71,28 +69,22 @@ def tokenizer(arguments: argparse.Namespace) -> None:
     except OSError as error:
         raise UserError(f"--output {output}: cannot be written ({error.strerror}); choose another directory") from None
     with status("measuring"):
-        measured, held_out = _unseen(experiment, set(sample), texts)
-        figures = compare_tokenizers({experiment.name: trained, **others}, measured, held_out)
+        measured = list(_up_to(_MEASURED, texts(experiment, experiment.seed + 1)))
+        known = {*sample}
+        seen = sum(text in known or len(text) >= LONGEST_TEXT for text in measured) / len(measured)
+        figures = compare_tokenizers({experiment.name: trained, **others}, measured, seen)
     (output / "report.json").write_text(json.dumps(figures, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     (output / "report.html").write_text(tokenizers_page(figures, f"Tokenizer of {experiment.name}"), encoding="utf-8")
     table_console().print(_table(figures))
     print(output / "report.html")
 
 
-def _unseen(experiment: Any, seen: set[str], texts: Any) -> tuple[list[str], bool]:
-    """Texts to measure on, and whether training saw none of them."""
-    drawn, unseen, length = [], [], 0
-    for text in texts(experiment, experiment.seed + 1):
-        drawn.append(text)
-        if text not in seen:
-            unseen.append(text)
-            length += len(text)
-            if length >= _MEASURED:
-                break
-    if length >= _ENOUGH:
-        return unseen, True
-    lengths = itertools.accumulate(map(len, drawn))
-    return [text for text, total in zip(drawn, lengths, strict=True) if total <= _MEASURED], False
+def _up_to(characters: int, texts: Iterator[str]) -> Iterator[str]:
+    for text in texts:
+        yield text
+        characters -= len(text)
+        if characters <= 0:
+            return
 
 
 def _table(figures: dict[str, Any]) -> Any:
