@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
+import PIL.features
 import PIL.Image
 import PIL.ImageDraw
 import PIL.ImageFont
@@ -15,6 +16,7 @@ from data_pipelines.prepare.cldr import Annotation, annotations
 from data_pipelines.prepare.packages import package_path
 from data_pipelines.prepare.sets import CorpusSet, Record
 from data_pipelines.prepare.splits import Split
+from vlm_jax.errors import UserError
 
 _FONT = "usr/share/fonts/truetype/noto/NotoColorEmoji.ttf"
 _SIZE = 109
@@ -32,8 +34,10 @@ def records(raw: Path) -> Iterator[tuple[Split, Record]]:
     Skin tones, and men and women of one occupation, are a family and stand in one split.
 
     Raises:
-        UserError: if a package is not there.
+        UserError: if a package is not there, or Pillow lacks the library that joins emoji ("raqm").
     """
+    if not PIL.features.check("raqm"):
+        raise UserError("Pillow was built without raqm, which joins emoji: install Pillow's wheel, which has it")
     path = package_path(raw, "fonts-noto-color-emoji", _FONT)
     font = PIL.ImageFont.truetype(str(path), _SIZE, layout_engine=PIL.ImageFont.Layout.RAQM)
     names = {language: annotations(raw, language) for language in _LANGUAGES}
