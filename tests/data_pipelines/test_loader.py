@@ -182,9 +182,9 @@ def test_threads_and_timing_change_nothing(tiny, processor, monkeypatch):
     plain, _ = take(stage, processor, 4, threads=1, prefetch=0)
     decode, calls = pictures.decode, iter(range(10**6))
 
-    def slow(image):
+    def slow(image, *sizes):
         time.sleep(0.002 * (next(calls) % 3))
-        return decode(image)
+        return decode(image, *sizes)
 
     monkeypatch.setattr(pictures, "decode", slow)
     jittered, _ = take(stage, processor, 4, threads=5, prefetch=3)
