@@ -92,7 +92,7 @@ def test_a_tokenizer_is_trained_compared_and_taken_over(tmp_path, vlm):
     figures = json.loads((second / "report.json").read_text())
     sizes = {name: each["vocabulary_size"] for name, each in figures["tokenizers"].items()}
     assert sizes == {"tiny": 330, "first": 336}
-    assert figures["seen_share"] > 0.9, "this little text is all used for training"
+    assert 0.5 < figures["seen_share"] <= 1, "of this little text, training uses most"
     assert {"latin", "cyrillic"} == figures["tokenizers"]["first"]["languages"].keys()
     assert (second / "report.html").read_text().count("first") > 3
     assert load_tokenizer(second).vocabulary_size == 330
