@@ -22,6 +22,7 @@ _THUMBNAIL = 480
 _SMALL = 128
 _SHOWN_CHARACTERS = 1500
 _SHOWN_PARTS = 60
+_LONGEST_ID = 200
 _KNOWN = {"en": LANGUAGE_COLOURS[0], "latin": LANGUAGE_COLOURS[0], "ru": LANGUAGE_COLOURS[1]}
 _KNOWN["cyrillic"] = LANGUAGE_COLOURS[1]
 
@@ -73,11 +74,11 @@ class Card:
 def card_of(index: int, record: Mapping[str, Any] | Unreadable) -> Card:
     """What a page shows of a record; texts and long documents are cut, and say by how much."""
     if isinstance(record, Unreadable):
-        return Card(index, visible(record.id), trouble=visible(record.reason))
+        return Card(index, _name_of(record), trouble=visible(record.reason))
     parts = parts_of(record)
     shown = tuple(_shown(part) for part in parts[:_SHOWN_PARTS])
     fields = {visible(key): visible(value) for key, value in other_fields(record).items()}
-    return Card(index, visible(str(record.get("id", ""))), shown, max(0, len(parts) - _SHOWN_PARTS), fields)
+    return Card(index, _name_of(record), shown, max(0, len(parts) - _SHOWN_PARTS), fields)
 
 
 def draw_records(
@@ -117,12 +118,12 @@ def describe_record(index: int, record: Mapping[str, Any] | Unreadable) -> str:
         )
     parts = parts_of(record)
     kinds = ", ".join(kinds_of(record)) or "no kind reads it"
-    lines = [f"[bold]{index}  {escape(visible(str(record.get('id', ''))))}[/]  [dim]{kinds}[/]"]
+    lines = [f"[bold]{index}  {escape(_name_of(record))}[/]  [dim]{kinds}[/]"]
     for part in parts[:8]:
         if part.image is not None:
             lines.append(f"  [black on gold3] picture [/] {escape(_about(part.image))}")
         else:
-            words = " ".join(visible(part.text).split())
+            words = " ".join(visible(part.text[:400]).split())
             short = words if len(words) <= 100 else f"{words[:99]}…"
             lines.append(f"  [cyan]{part.role:<9}[/][dim]{part.language_or_script:<9}[/]{escape(short)}")
     if len(parts) > 8:
@@ -133,6 +134,11 @@ def describe_record(index: int, record: Mapping[str, Any] | Unreadable) -> str:
 def visible(text: str) -> str:
     """The text with characters that nobody sees, or that no page can hold, written out as ‹U+200B›."""
     return "".join(_written_out(text))
+
+
+def _name_of(record: Mapping[str, Any] | Unreadable) -> str:
+    name = record.id if isinstance(record, Unreadable) else str(record.get("id", ""))
+    return visible(name if len(name) <= _LONGEST_ID else f"{name[: _LONGEST_ID - 1]}…")
 
 
 def _written_out(text: str) -> Iterator[str]:

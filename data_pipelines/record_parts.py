@@ -1,6 +1,7 @@
 """A record's texts and pictures in reading order, whatever its kind: what pages about raw data show and count."""
 
 import dataclasses
+import itertools
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
@@ -84,7 +85,7 @@ def other_fields(record: Mapping[str, Any]) -> dict[str, str]:
     known = {"id", "image", "images", "text", "segments", "captions", "questions", "messages", "prompt", "chosen"}
     known |= {"rejected", "language", "real"}
     plain = {key: value for key, value in record.items() if key not in known and value not in (None, "", [], {})}
-    return {key: _shortened(repr(value) if not isinstance(value, str) else value) for key, value in plain.items()}
+    return {str(key): _shortened(_written(value)) for key, value in plain.items()}
 
 
 def kinds_of(record: Mapping[str, Any]) -> list[str]:
@@ -132,6 +133,21 @@ def _dicts(value: Any) -> list[Mapping[str, Any]]:
 
 def _string(value: Any) -> str:
     return value if isinstance(value, str) else ""
+
+
+def _written(value: Any) -> str:
+    """A value in a few words, however large it is."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, Image):
+        return "a picture"
+    if isinstance(value, (bytes, bytearray)):
+        return f"{len(value):,} bytes"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key}: {_written(entry)}" for key, entry in itertools.islice(value.items(), 8))
+    if isinstance(value, (list, tuple)):
+        return ", ".join(_written(entry) for entry in value[:8])
+    return repr(value)
 
 
 def _shortened(text: str, most: int = 120) -> str:

@@ -88,7 +88,7 @@ def _count_record(counts: _Counts, record: Mapping[str, Any], tokenizer: Tokeniz
         else:
             texts.append(_count_text(counts, part, tokenizer))
     counts.per_record[len(pictures)] += 1
-    if record.get("real"):
+    if isinstance(record.get("real"), (list, tuple)) and record["real"]:
         counts.pairs.update(_digest(str(key)) for key in record["real"])
     elif kinds_of(record) != ["interleaved"]:
         counts.pairs.update(_digest(picture + text) for picture in pictures for text in texts if picture and text)

@@ -92,6 +92,12 @@ def test_long_texts_and_documents_say_what_they_leave_out():
     assert "part60" not in page
 
 
+def test_immense_names_and_texts_are_shown_in_part():
+    record = {"id": "x" * 10**6, "text": "слово " * 10**6}
+    assert len(page_of(record)) < 30_000
+    assert len(describe_record(0, record)) < 1_000
+
+
 def test_pictures_and_records_that_cannot_be_read_are_named_with_the_reason(tmp_path):
     missing = Image(path=str(tmp_path / "missing.png"))
     page = page_of(

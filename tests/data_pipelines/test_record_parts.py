@@ -84,6 +84,11 @@ def test_other_fields_are_those_that_no_kind_reads():
     record = {"id": "1", "image": duck, "text": "x", "licence": "MIT", "empty": "", "size": [1, 2], "long": "x" * 500}
     assert other_fields(record).keys() == {"licence", "size", "long"}
     assert len(other_fields(record)["long"]) < 200
+    assert other_fields({"mask": duck, "raw": b"x" * 5000, "more": {"a": [1, b"xy"]}}) == {
+        "mask": "a picture",
+        "raw": "5,000 bytes",
+        "more": "a: 1, 2 bytes",
+    }
 
 
 def test_samples_are_distinct_in_order_from_all_over_and_the_same_for_a_seed():
