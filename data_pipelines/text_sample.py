@@ -92,7 +92,8 @@ def _balanced(drawn: Iterator[str], characters: int, temperature: float) -> Iter
         if taken[script] < quotas.setdefault(script, characters / 100):
             taken[script] += len(text)
             yield text
-        if all(taken[script] >= quotas[script] for script in lettered) or seen > _GIVE_UP * characters:
+        full = lettered and all(taken[script] >= quotas[script] for script in lettered)
+        if full or taken.total() >= characters or seen > _GIVE_UP * characters:
             return
 
 

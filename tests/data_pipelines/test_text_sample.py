@@ -101,6 +101,17 @@ def test_a_language_that_runs_out_ends_the_sample_with_what_there_is():
     assert sum(script_of(text) == "cyrillic" for text in texts) >= 99
 
 
+def test_languages_in_other_scripts_are_left_as_they_come():
+    class Numbers:
+        kind = "numbers"
+
+        def __call__(self, record, rng, source=""):
+            return Example((Text("漢字 12345"),), source=source, id=record["id"])
+
+    texts = list(sample_texts([(MixtureEntry(Numbered(), Numbers()), 1.0)], 5_000, seed=0, temperature=3.0))
+    assert 5_000 <= characters(texts) < 5_100
+
+
 def test_bad_records_are_passed_over_and_endless_texts_cut():
     texts = list(sample_texts([(entry(bad=2, records=100), 1.0)], 10**9, seed=0))
     assert sorted(places(texts)) == list(range(1, 100, 2))
