@@ -10,8 +10,8 @@ from data_pipelines import text_sample
 from data_pipelines.examples import Example, Text
 from data_pipelines.mixture import MixtureEntry
 from data_pipelines.quarantine import BadRecord
-from data_pipelines.words import script_of
 from data_pipelines.text_sample import LONGEST_TEXT, sample_texts
+from data_pipelines.words import script_of
 
 
 @dataclasses.dataclass(frozen=True)
