@@ -26,6 +26,7 @@ from data_pipelines import images as pictures
 from data_pipelines.feature_store import FeatureStore
 from data_pipelines.mixture import DataConfig, MixtureEntry, StageData, host_rows, host_shards
 from data_pipelines.packing import Planes
+from data_pipelines.picture_memory import PictureMemory
 from data_pipelines.quarantine import Quarantine
 from data_pipelines.shard import STOP_AFTER, AllRejectedError, Item, Rejected, Shard, records_used
 from data_pipelines.sources import Source, open_source
@@ -131,6 +132,9 @@ class Loader:
     ) -> None:
         self._data, self._processor, self._seed, self._quarantine = data, processor, seed, quarantine
         self._features = features
+        self._pixels = (
+            PictureMemory(processor.pixels, data.keep_pictures << 20) if data.keep_pictures else processor.pixels
+        )
         self._titles = tuple(entry.title for entry in data.mixture)
         sources = [open_source(entry.source) for entry in data.mixture]
         self._sizes = [len(source) for source in sources]
@@ -260,7 +264,7 @@ class Loader:
             if kept is not None:
                 yield kept
                 continue
-            pixels = self._processor.pixels(image)
+            pixels = self._pixels(image)
             if self._features is not None:
                 raise UserError(
                     f"{self._features.directory}: features of {item.rendered.id} are not kept, its picture has changed "
