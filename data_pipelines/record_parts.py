@@ -15,6 +15,9 @@ Role = Literal[
     "picture", "text", "caption", "question", "answer", "system", "user", "assistant", "chosen", "rejected", "other"
 ]
 
+_ENOUGH = 10_000
+"""So many characters tell the script of a text."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Part:
@@ -29,7 +32,7 @@ class Part:
     @property
     def language_or_script(self) -> str:
         """The language, or the script where none is named; '' for a picture."""
-        return self.language or ("" if self.image is not None else script_of(self.text))
+        return self.language or ("" if self.image is not None else script_of(self.text[:_ENOUGH]))
 
 
 @dataclasses.dataclass(frozen=True)
