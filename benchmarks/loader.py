@@ -8,7 +8,8 @@ torch: pictures of caption sets lie as files in one folder, with their records a
 decode with OpenCV, lay transparency over white, resize and tokenise the same captions with the same tokenizer, in
 random order; each measurement is a process of its own. The DataLoader is tried with several numbers of workers, and the
 best of them then takes turns with ours. It is measured twice over: decoding as one writes it by hand, without checks,
-and with the function of ours, which leaves the machinery as the only difference.
+and with the function of ours, which leaves the machinery as the only difference. "Later epochs" are those after the
+first where data.keep_pictures is so large that nothing is decoded again; torch has nothing of the kind.
 
 step: for every stage of an experiment, batches a second that the loader gives when nothing else runs, and steps a
 second of the compiled training step on one batch that stays on the device.
@@ -33,7 +34,7 @@ import jax
 import numpy as np
 import rich
 from etils import epath
-from loader_sides import RECORDS, Job, decode_as_we_do, decode_by_hand
+from loader_sides import LATER, RECORDS, Job, decode_as_we_do, decode_by_hand
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -136,7 +137,7 @@ def _in_turns(folder: str, interpolation: str, arguments: argparse.Namespace, co
     for side, number in track(tried, f"{interpolation}: workers of torch", console=console):
         workers[side][number] = run_side(job(side, number, arguments.seconds / 2))["images_per_second"]
     best = {side: max(rates, key=lambda number: rates[number]) for side, rates in workers.items()}
-    turns = [("ours", arguments.threads), *best.items()] * arguments.repeats
+    turns = [("ours", arguments.threads), *best.items(), (LATER, arguments.threads)] * arguments.repeats
     rates: dict[str, list[dict[str, float]]] = {}
     for side, number in track(turns, f"{interpolation}: in turns", console=console):
         rates.setdefault(side, []).append(run_side(job(side, number)))
@@ -162,7 +163,7 @@ def show_torch(figures: dict[str, Any]) -> None:
             images, tokens = (
                 statistics.median(rate[name] for rate in rates) for name in ("images_per_second", "tokens_per_second")
             )
-            label = side if side == "ours" else f"{side}, {result['best'][side]} workers"
+            label = side if side.startswith("ours") else f"{side}, {result['best'][side]} workers"
             ratios = result["ratios"].get(side, [])
             times = f"{statistics.median(ratios):.2f} ({', '.join(f'{r:.2f}' for r in ratios)})" if ratios else ""
             table.add_row(interpolation, label, f"{images:,.0f}", f"{tokens:,.0f}", times)

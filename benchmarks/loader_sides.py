@@ -31,6 +31,7 @@ from data_pipelines.template import Processor, TemplateConfig
 from data_pipelines.tokenizers import load_tokenizer
 
 RECORDS = "records.jsonl"
+LATER, KEEP = "ours, later epochs", 2048
 ROWS, SLOTS, LENGTH, PROMPT_TOKENS = 8, 8, 1024, 16
 """Of our batches; a batch of torch's holds ROWS · SLOTS pictures too."""
 
@@ -39,7 +40,8 @@ ROWS, SLOTS, LENGTH, PROMPT_TOKENS = 8, 8, 1024, 16
 class Job:
     """What a side is to do."""
 
-    side: Literal["ours", "torch", "torch, our decoding"]
+    side: Literal["ours", "ours, later epochs", "torch", "torch, our decoding"]
+    """Of "later epochs", only those after the first are measured, with all pictures kept in memory."""
     folder: str
     interpolation: Literal["area", "bilinear", "bicubic", "pillow_bicubic"]
     workers: int
@@ -55,7 +57,8 @@ def our_batches(job: Job) -> Iterator[tuple[int, int]]:
     images = ImagePreprocessing("squash", job.interpolation)
     processor = Processor(load_tokenizer(folder), TemplateConfig(), images, size, PROMPT_TOKENS)
     entry = MixtureEntry(JSONLines(str(folder / RECORDS)), Captions())
-    stage = SimpleNamespace(name="captions", data=DataConfig((entry,), ROWS, LENGTH, SLOTS))
+    keep = KEEP if job.side == LATER else 0
+    stage = SimpleNamespace(name="captions", data=DataConfig((entry,), ROWS, LENGTH, SLOTS, keep_pictures=keep))
     loader = make_loader(stage, processor, seed=0, threads=job.workers)
     for batch, _ in loader:
         assert batch.image_ids is not None
@@ -137,8 +140,10 @@ def _one_thread(worker: int) -> None:
 
 def measure(job: Job) -> dict[str, float]:
     """Pictures and tokens a second, after the first batches."""
-    batches = our_batches(job) if job.side == "ours" else torch_batches(job)
-    for _ in itertools.islice(batches, 6):
+    batches = our_batches(job) if job.side in ("ours", LATER) else torch_batches(job)
+    records = sum(1 for _ in (Path(job.folder) / RECORDS).open())
+    warm = records // (ROWS * SLOTS) + 4 if job.side == LATER else 6
+    for _ in itertools.islice(batches, warm):
         pass
     images, tokens, start = 0, 0, time.perf_counter()
     while time.perf_counter() - start < job.seconds:
