@@ -17,6 +17,8 @@ from data_pipelines.rendered import Rendered
 
 TEXT_LIMIT = 1_000_000
 """Characters of one text: a book. Longer ones are files that were taken for texts."""
+ID_LIMIT = 1_000
+"""Characters of an id: it stands in metrics, reports and checkpoints."""
 SEGMENT_LIMIT = 10_000
 """Segments of an example, texts and pictures, over its trunk and branches."""
 BYTES_LIMIT = 2 * FILE_LIMIT
@@ -34,10 +36,14 @@ def check_example(example: Example) -> None:
     Raises:
         BadRecord: if a text holds NUL or half of a surrogate pair, or is longer than TEXT_LIMIT; if a turn that is to
             be learned, or all running text that is, shows nothing; if there are more than SEGMENT_LIMIT segments or
-            BYTES_LIMIT bytes of pictures; if a field is of another type than `Example` says.
+            BYTES_LIMIT bytes of pictures, or ID_LIMIT characters of an id; if a field is of another type than
+            `Example` says.
     """
     if not isinstance(example.id, str):
-        raise BadRecord(f"its id is {_a(example.id)}; ids are strings", repr(example.id))
+        raise BadRecord(f"its id is {_a(example.id)}; ids are strings", repr(example.id)[:ID_LIMIT])
+    if len(example.id) > ID_LIMIT:
+        reason = f"an id of {len(example.id):,} characters; at most {ID_LIMIT:,} are taken"
+        raise BadRecord(reason, example.id[:ID_LIMIT])
     segments = [*example.trunk, *itertools.chain.from_iterable(example.branches)]
     try:
         if len(segments) > SEGMENT_LIMIT:

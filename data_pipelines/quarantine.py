@@ -51,6 +51,7 @@ class Quarantine:
         self._limit = limit
         self._floor = floor
         self._reasons: dict[tuple[str, str], str] = {}
+        self._distinct: collections.Counter[str] = collections.Counter()
         self._met: collections.Counter[str] = collections.Counter()
         self._bad_met: collections.Counter[str] = collections.Counter()
         self._sizes: dict[str, int] = {}
@@ -80,13 +81,14 @@ class Quarantine:
             self._bad_met[source] += 1
             if (source, record_id) not in self._reasons:
                 self._reasons[source, record_id] = reason
+                self._distinct[source] += 1
                 self._write(source, record_id, reason)
             self._check(source, record_id, reason)
 
     def counts(self) -> Mapping[str, int]:
         """Distinct bad records by source; sources without one are left out."""
         with self._lock:
-            return dict(collections.Counter(source for source, _ in self._reasons))
+            return dict(self._distinct)
 
     def reasons(self) -> Mapping[tuple[str, str], str]:
         """(source, record id) -> reason, in the order in which they were met."""
@@ -94,7 +96,7 @@ class Quarantine:
             return dict(self._reasons)
 
     def _check(self, source: str, record_id: str, reason: str) -> None:
-        distinct = sum(name == source for name, _ in self._reasons)
+        distinct = self._distinct[source]
         size = self._sizes.get(source)
         met, bad = self._met[source], self._bad_met[source]
         allowed = self._limit * met
@@ -120,6 +122,7 @@ class Quarantine:
             with contextlib.suppress(ValueError, KeyError, TypeError):
                 entry = json.loads(line)
                 self._reasons[entry["source"], entry["id"]] = entry["reason"]
+        self._distinct.update(source for source, _ in self._reasons)
         self._half_line = bool(text) and not text.endswith("\n")
 
     def _write(self, source: str, record_id: str, reason: str) -> None:

@@ -109,6 +109,9 @@ def test_wrong_types_are_refused(segment, reason):
 def test_ids_and_labels_have_their_types():
     with pytest.raises(BadRecord, match="its id is an int; ids are strings"):
         check_example(Example((PICTURE,), id=7))
+    with pytest.raises(BadRecord, match="an id of 1,001 characters") as error:
+        check_example(Example((PICTURE,), id="x" * 1001))
+    assert error.value.record_id == "x" * 1000
     preference = Example((PICTURE, USER), ((ANSWER,), (ANSWER,)), labels=(1.0, 0.0))
     check_example(preference)
     for label in (float("nan"), "1", None, True):
