@@ -23,7 +23,7 @@ import rich
 from rich.table import Table
 from selectolax.lexbor import LexborHTMLParser
 
-from data_pipelines.prepare.html import Passage, extract_page
+from data_pipelines.prepare.web.html import Passage, extract_page
 
 Bag = collections.Counter[str]
 Content = tuple[Bag, Bag]

@@ -85,9 +85,10 @@ def config_hash(config: Mapping[str, Any]) -> str:
 
 
 def code_hash(*paths: Path) -> str:
-    """A digest of source files (of directories: all .py files below); by default, of all that prepares records."""
+    """A digest of source files (of directories: all .py files below); by default, of all that prepares corpora."""
     here = Path(__file__).resolve().parent
-    chosen = paths or (here / "prepare", here / "records.py", here / "manifest.py")
+    own = (*sorted((here / "prepare").glob("*.py")), here / "prepare" / "corpora")
+    chosen = paths or (*own, here / "records.py", here / "manifest.py")
     digest = hashlib.sha256()
     for path in chosen:
         for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:

@@ -58,8 +58,8 @@ def fetch(arguments: argparse.Namespace) -> None:
     """Fetches and says what came."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    from data_pipelines.prepare import fetch as fetching
-    from data_pipelines.prepare.packages import PACKAGES
+    from data_pipelines.prepare.corpora import fetch as fetching
+    from data_pipelines.prepare.corpora.packages import PACKAGES
 
     raw = Path(arguments.output)
     debs = Path(arguments.debs) if arguments.debs else None
@@ -82,8 +82,8 @@ def corpora(arguments: argparse.Namespace) -> None:
     from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    from data_pipelines.prepare.corpora import build_sets, chosen_sets
-    from data_pipelines.prepare.corpora_report import figures_of, report_page, report_table
+    from data_pipelines.prepare.corpora.build import build_sets, chosen_sets
+    from data_pipelines.prepare.corpora.report import figures_of, report_page, report_table
 
     raw, output = Path(arguments.raw), Path(arguments.output)
     if not raw.is_dir():

@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
 from data_pipelines.examples import Image
-from data_pipelines.prepare.html import Page, Passage
+from data_pipelines.prepare.web.html import Page, Passage
 from data_pipelines.words import words_of
 
 Document = dict[str, Any]

@@ -7,10 +7,10 @@ from typing import Any
 import msgpack
 from etils import epath
 
-from data_pipelines.prepare.html import extract_page
 from data_pipelines.prepare.web.config import WebConfig
 from data_pipelines.prepare.web.documents import Document, blocks_of, document_of, tidy, without_blocks
 from data_pipelines.prepare.web.funnel import CUT_INPUT, READ, page_event, passage_event
+from data_pipelines.prepare.web.html import extract_page
 from data_pipelines.prepare.web.inputs import Task, page_address, task_key
 from data_pipelines.prepare.web.quality import bad_passages
 from data_pipelines.prepare.web.warc import CutWarc, warc_responses

@@ -16,8 +16,8 @@ from typing import Any
 
 from etils import epath
 
-import data_pipelines.prepare.html
-import data_pipelines.prepare.html_encoding
+import data_pipelines.prepare.web.html
+import data_pipelines.prepare.web.html_encoding
 import data_pipelines.records
 from data_pipelines.manifest import (
     MANIFEST,
@@ -132,7 +132,7 @@ def _state_of_set(path: str) -> list[Any]:
 
 
 def _code() -> str:
-    modules = (data_pipelines.prepare.html, data_pipelines.prepare.html_encoding, data_pipelines.records)
+    modules = (data_pipelines.prepare.web.html, data_pipelines.prepare.web.html_encoding, data_pipelines.records)
     return code_hash(Path(__file__).parent, *(Path(str(module.__file__)) for module in modules))
 
 

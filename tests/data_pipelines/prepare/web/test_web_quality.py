@@ -5,9 +5,9 @@ import random
 
 import pytest
 
-from data_pipelines.prepare.html import extract_page
 from data_pipelines.prepare.web.config import PageRules, WebConfig
 from data_pipelines.prepare.web.documents import Document, document_of, record_of, text_of
+from data_pipelines.prepare.web.html import extract_page
 from data_pipelines.prepare.web.quality import bad_page, bad_passages, foreign_passages, language_of
 
 ENGLISH = [

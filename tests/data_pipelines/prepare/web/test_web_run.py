@@ -174,7 +174,7 @@ def test_evaluation_sets_are_kept_out(folder: Path, site: dict, done: tuple[Path
 
 
 def article_words(html: bytes) -> list[str]:
-    from data_pipelines.prepare.html import extract_page
+    from data_pipelines.prepare.web.html import extract_page
 
     return extract_page(html, "").text.split("\n")[1].split()[:12]
 

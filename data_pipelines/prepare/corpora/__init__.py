@@ -1,0 +1,1 @@
+"""Real corpora: Debian packages fetched, and sets of records made from them."""

@@ -1,0 +1,1 @@
+"""Triplets of picture, question and answer by templates over real captions."""

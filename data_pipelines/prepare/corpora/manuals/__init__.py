@@ -1,0 +1,1 @@
+"""Manuals: pages with their pictures, captioned screenshots, text."""

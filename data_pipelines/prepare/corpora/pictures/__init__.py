@@ -1,0 +1,1 @@
+"""Described pictures: stamps, boards, emoji, drawings."""

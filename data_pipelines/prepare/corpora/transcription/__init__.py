@@ -1,0 +1,1 @@
+"""Real sentences set into pictures, to be read."""
