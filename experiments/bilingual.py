@@ -85,9 +85,9 @@ def experiment() -> Experiment:
                     ),
                     (
                         KindShare("interleaved", 0.2),
-                        KindShare("captions", 0.25),
-                        KindShare("instruct", 0.25),
-                        KindShare("text_only", 0.3),
+                        KindShare("captions", 0.225),
+                        KindShare("instruct", 0.225),
+                        KindShare("text_only", 0.35),
                     ),
                 ),
                 steps=5_000,
