@@ -232,7 +232,14 @@ def parse() -> argparse.Namespace:
     torch = commands.add_parser("torch", help="beside a torch DataLoader")
     torch.add_argument("data", nargs="+", help="caption sets, such as data/prepared/captions/tuxpaint/train")
     torch.add_argument("--records", type=int, default=3000, help="at most so many (3000)")
-    torch.add_argument("--interpolation", nargs="+", default=["area", "pillow_bicubic"])
+    ways = ["area", "bilinear", "bicubic", "pillow_bicubic"]
+    torch.add_argument(
+        "--interpolation",
+        nargs="+",
+        choices=ways,
+        help="how to resize (three of them)",
+        default=["bilinear", "area", "pillow_bicubic"],
+    )
     torch.add_argument("--size", type=int, default=224, help="height and width that pictures get (224)")
     torch.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2, 4], help="of torch, to choose from")
     torch.add_argument("--threads", type=int, default=0, help="of our loader (0: by its default)")

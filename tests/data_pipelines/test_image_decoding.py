@@ -194,7 +194,7 @@ def test_bombs_behind_an_honest_header_take_no_time():
     million = bytes(1 << 20)
     bomb = b"".join(deflate.compress(million) for _ in range(300)) + deflate.flush()
     honest = (8, 8, 8, 2, 0, 0, 0)
-    began = time.perf_counter()
+    began = time.process_time()
     for data in (
         png(honest, (b"IDAT", bomb)),
         png(honest, (b"zTXt", b"a\0\0" + bomb), (b"IDAT", zlib.compress(bytes(25 * 8)))),
@@ -204,7 +204,7 @@ def test_bombs_behind_an_honest_header_take_no_time():
             assert decode(Image(data=data)).shape == (8, 8, 3)
         except BadImage:
             continue
-    assert time.perf_counter() - began < 5
+    assert time.process_time() - began < 5
 
 
 def test_a_jpeg_of_endless_scans_is_refused():
