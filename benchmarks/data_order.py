@@ -5,9 +5,10 @@
 
 Each host is a process of its own that loads its rows of every batch, writes down a digest of each row (all arrays, bit
 for bit) with the ids of its examples, and saves its position now and then. A trial starts some hosts with some threads,
-ends all of them with SIGKILL at a moment that chance decides, and goes on from the newest position that all had saved,
-with other hosts and threads. Together they must give what one undisturbed host gave. Then a run of exactly one epoch is
-killed and continued in the same way: each id must come once, and none may lack but those that were quarantined.
+ends all of them with SIGKILL at a moment that chance decides, in the middle of a batch or of a save, and goes on from
+the newest position that all had saved, with other hosts and threads. Together they must give what one undisturbed host
+gave. Then a run of exactly one epoch is killed and continued in the same way: each id must come once, and none may lack
+but those that were quarantined.
 """
 
 import argparse
@@ -124,12 +125,12 @@ def finish(hosts: Sequence[subprocess.Popen]) -> None:
 
 
 def kill_after(hosts: Sequence[subprocess.Popen], directory: Path, batches: int, chance: random.Random) -> None:
-    """Ends all hosts a moment after the first has loaded so many batches."""
-    path, end = directory / "rows-0.jsonl", time.monotonic() + LIMIT_S
-    while hosts[0].poll() is None and time.monotonic() < end:
-        if max((line[0] + 1 for line in written(path)), default=0) >= batches:
+    """Ends all hosts a moment after each has loaded so many batches and saved its position."""
+    end = time.monotonic() + LIMIT_S
+    while any(process.poll() is None for process in hosts) and time.monotonic() < end:
+        if newest_common(directory, len(hosts)) >= batches:
             break
-        time.sleep(0.002)
+        time.sleep(0.005)
     time.sleep(chance.uniform(0, 0.02))
     for process in hosts:
         process.send_signal(signal.SIGKILL)
@@ -144,7 +145,7 @@ def written(path: Path) -> Iterator[list[Any]]:
             yield json.loads(line)
 
 
-def newest_common(directory: Path, hosts: int, before: int) -> int:
+def newest_common(directory: Path, hosts: int, before: float = float("inf")) -> int:
     """The newest batch before a number after which all hosts saved their positions; 0 if there is none."""
     saved = [{int(path.stem.split("-")[2]) for path in directory.glob(f"state-{host}-*.json")} for host in range(hosts)]
     return max((number for number in set.intersection(*saved) if number < before), default=0)
