@@ -63,7 +63,7 @@ def make_loader(
         hosts: H, how many hosts share the global batch.
         quarantine: Account of unusable records; by default one in memory.
         prefetch: Batches that are prepared ahead.
-        threads: Threads that decode pictures; 0 = as many as there are cores for this process, and at most 32.
+        threads: Threads that decode pictures; 0 = one more than this process may use cores, and at most 32.
         features: Kept features of every picture; batches then carry these in place of the pictures.
 
     Returns:
@@ -78,7 +78,7 @@ def make_loader(
         raise UserError(f"seed is {seed}: it must not be negative")
     stage_seed = int(np.random.SeedSequence([seed, zlib.crc32(stage.name.encode())]).generate_state(1)[0])
     account = Quarantine() if quarantine is None else quarantine
-    threads = threads or min(_MOST_THREADS, _cores())
+    threads = threads or min(_MOST_THREADS, _cores() + 1)  # one is mostly waiting for Python's lock
     shards = host_shards(stage.data, host, hosts)
     return Loader(stage.data, processor, stage_seed, shards, account, prefetch, threads, features)
 
