@@ -17,6 +17,7 @@ second of the compiled training step on one batch that stays on the device.
 
 import argparse
 import contextlib
+import importlib.util
 import itertools
 import json
 import logging
@@ -117,6 +118,10 @@ def run_side(job: Job) -> dict[str, float]:
 
 def against_torch(arguments: argparse.Namespace) -> dict[str, Any]:
     """Ours, and both of torch's, in turns."""
+    if importlib.util.find_spec("torch") is None:
+        raise UserError(
+            "torch is not installed; install the extra [parity] (`make test-parity` does), for the other side"
+        )
     with tempfile.TemporaryDirectory(prefix="loader-") as directory:
         folder = Path(directory)
         console = Console(stderr=True)
