@@ -4,7 +4,7 @@ import collections
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from data_pipelines.inspect import page_template
+from data_pipelines.look.pages import page_template
 from data_pipelines.tokenizers.fertility import fertility
 from data_pipelines.tokenizers.protocol import Tokenizer
 from data_pipelines.words import SCRIPTS, script_of, words_of

@@ -42,7 +42,7 @@ def frozen():
     """The tiny experiment's second stage, whose encoder is frozen, for four steps."""
     tiny = load_experiment(str(TINY))
     stage = tiny.stages[1]
-    stage = dataclasses.replace(stage, steps=4, data=dataclasses.replace(stage.data, length=288))
+    stage = dataclasses.replace(stage, steps=4, data=dataclasses.replace(stage.data, length=320))
     return dataclasses.replace(tiny, stages=(stage,), tokenizer=SentencePieceConfig(300))
 
 

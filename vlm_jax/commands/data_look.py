@@ -72,7 +72,7 @@ def inspect(arguments: argparse.Namespace) -> None:
         return None
     from rich.console import Console
 
-    from data_pipelines.inspect import describe_row, draw_row
+    from data_pipelines.look.rows import describe_row, draw_row
 
     stage, processor, loader, output = _open(arguments)
     shown = 0
@@ -97,8 +97,8 @@ def stats(arguments: argparse.Namespace) -> None:
         return None
     import rich
 
-    from data_pipelines.stats import stats as count
-    from data_pipelines.stats import stats_page
+    from data_pipelines.look.stage_stats import stats as count
+    from data_pipelines.look.stage_stats import stats_page
 
     stage, processor, loader, output = _open(arguments)
     figures = count(stage, processor, itertools.islice(loader, arguments.batches))
@@ -138,8 +138,8 @@ def _open(arguments: argparse.Namespace) -> tuple[Any, Any, Any, Path]:
 def _inspect_records(arguments: argparse.Namespace) -> None:
     from rich.console import Console
 
-    from data_pipelines.gallery import describe_record, draw_records
-    from data_pipelines.record_parts import sampled_records
+    from data_pipelines.look.gallery import describe_record, draw_records
+    from data_pipelines.look.record_parts import sampled_records
 
     source, name = _source(arguments)
     if arguments.records < 1:
@@ -155,9 +155,9 @@ def _inspect_records(arguments: argparse.Namespace) -> None:
 
 
 def _count_records(arguments: argparse.Namespace) -> None:
-    from data_pipelines.record_parts import sampled_records
-    from data_pipelines.record_stats import record_stats, records_page
-    from data_pipelines.record_tables import figure_tables
+    from data_pipelines.look.record_parts import sampled_records
+    from data_pipelines.look.record_stats import record_stats, records_page
+    from data_pipelines.look.record_tables import figure_tables
 
     source, name = _source(arguments)
     if arguments.records < 0:

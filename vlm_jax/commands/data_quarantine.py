@@ -42,7 +42,7 @@ def add_parsers(commands: Any, prepare: Any) -> None:
 
 def quarantine(arguments: argparse.Namespace) -> None:
     """Prints counts, or every record, and writes the page if asked to."""
-    from data_pipelines.quarantine_listing import grouped, read_quarantine
+    from data_pipelines.look.quarantine_listing import grouped, read_quarantine
 
     records = read_quarantine(arguments.place)
     sources = sorted({record.source for record in records})
@@ -118,9 +118,9 @@ def _print_groups(groups: Any) -> None:
 
 def _write_page(workdir: Path, records: Any, page: Path) -> None:
     """Shows the records of a run in quarantine as their sources give them, with the reasons."""
-    from data_pipelines.gallery import draw_records
-    from data_pipelines.quarantine_listing import find_records
-    from data_pipelines.record_parts import Unreadable
+    from data_pipelines.look.gallery import draw_records
+    from data_pipelines.look.quarantine_listing import find_records
+    from data_pipelines.look.record_parts import Unreadable
     from data_pipelines.sources import open_source
 
     sources = _sources_of(workdir)

@@ -12,10 +12,10 @@ from rich.table import Table
 
 from data_pipelines.examples import Image
 from data_pipelines.images import BadImage, decode
-from data_pipelines.inspect import page_template
+from data_pipelines.look.pages import page_template
+from data_pipelines.look.record_parts import Part, parts_of
 from data_pipelines.prepare.corpora.build import Built
 from data_pipelines.quarantine import BadRecord
-from data_pipelines.record_parts import Part, parts_of
 from data_pipelines.sources.array_records import ArrayRecords, ArrayRecordsSource
 from data_pipelines.words import words_of
 

@@ -9,7 +9,7 @@ from etils import epath
 
 from data_pipelines.examples import Image
 from data_pipelines.images import BadImage, decode
-from data_pipelines.inspect import page_template
+from data_pipelines.look.pages import page_template
 from data_pipelines.manifest import Manifest
 from data_pipelines.prepare.web.inputs import read_bytes
 

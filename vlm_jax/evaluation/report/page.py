@@ -256,7 +256,7 @@ def figure(value: float | None, digits: int = 3) -> str:
 def _template() -> jinja2.Template:
     # The style sheet of the data pages is the house's; this page adds to it.
     loader = jinja2.ChoiceLoader(
-        [jinja2.PackageLoader("vlm_jax.evaluation.report", "."), jinja2.PackageLoader("data_pipelines", ".")]
+        [jinja2.PackageLoader("vlm_jax.evaluation.report", "."), jinja2.PackageLoader("data_pipelines", "look")]
     )
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     filters: dict[str, Any] = {"percent": percent, "short": short, "duration": duration, "figure": figure}

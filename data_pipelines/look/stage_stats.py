@@ -7,9 +7,9 @@ from typing import Any
 import matplotlib
 import numpy as np
 
-from data_pipelines.inspect import page_template
 from data_pipelines.loader import StageData
-from data_pipelines.plots import COLOURS, new_axes, plot_bars, plot_histogram, svg
+from data_pipelines.look.pages import page_template
+from data_pipelines.look.plots import COLOURS, new_axes, plot_bars, plot_histogram, svg
 from data_pipelines.template import Processor
 from data_pipelines.tokenizers.fertility import Fertility, spelled
 from data_pipelines.words import SCRIPTS, script_of, words_of

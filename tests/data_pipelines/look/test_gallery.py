@@ -8,8 +8,8 @@ import numpy as np
 from rich.text import Text as RichText
 
 from data_pipelines.examples import Image
-from data_pipelines.gallery import card_of, describe_record, draw_records, visible
-from data_pipelines.record_parts import Unreadable
+from data_pipelines.look.gallery import card_of, describe_record, draw_records, visible
+from data_pipelines.look.record_parts import Unreadable
 
 
 def png(width=300, height=200, colour=(255, 0, 0)):

@@ -11,8 +11,8 @@ from typing import Any
 
 from etils import epath
 
+from data_pipelines.look.record_parts import Unreadable
 from data_pipelines.quarantine import BadRecord
-from data_pipelines.record_parts import Unreadable
 from data_pipelines.sources import Source
 from vlm_jax.errors import UserError
 

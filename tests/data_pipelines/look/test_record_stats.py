@@ -7,11 +7,11 @@ import cv2
 import numpy as np
 import pytest
 
-from data_pipelines import record_stats as stats_module
 from data_pipelines.examples import Image
-from data_pipelines.record_parts import Unreadable
-from data_pipelines.record_stats import record_stats, records_page
-from data_pipelines.record_tables import figure_tables
+from data_pipelines.look import record_stats as stats_module
+from data_pipelines.look.record_parts import Unreadable
+from data_pipelines.look.record_stats import record_stats, records_page
+from data_pipelines.look.record_tables import figure_tables
 from data_pipelines.tokenizers import SentencePieceConfig, train_sentencepiece
 
 

@@ -2,9 +2,9 @@
 
 import pytest
 
+from data_pipelines.look.quarantine_listing import FILE, SetAside, find_records, grouped, read_quarantine
+from data_pipelines.look.record_parts import Unreadable
 from data_pipelines.quarantine import BadRecord, Quarantine
-from data_pipelines.quarantine_listing import FILE, SetAside, find_records, grouped, read_quarantine
-from data_pipelines.record_parts import Unreadable
 from vlm_jax.errors import UserError
 
 

@@ -11,9 +11,9 @@ import numpy as np
 from data_pipelines.examples import Image
 from data_pipelines.image_files import size_in_header
 from data_pipelines.images import BadImage, file_bytes
-from data_pipelines.inspect import page_template
-from data_pipelines.plots import plot_bars, plot_histogram, plot_sizes, plot_spreads
-from data_pipelines.record_parts import Part, Unreadable, kinds_of, parts_of
+from data_pipelines.look.pages import page_template
+from data_pipelines.look.plots import plot_bars, plot_histogram, plot_sizes, plot_spreads
+from data_pipelines.look.record_parts import Part, Unreadable, kinds_of, parts_of
 from data_pipelines.tokenizers import Tokenizer
 from data_pipelines.tokenizers.fertility import Fertility, fertility
 from data_pipelines.words import SCRIPTS, script_of, words_of

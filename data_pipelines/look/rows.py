@@ -2,16 +2,14 @@
 
 import base64
 import dataclasses
-import functools
-import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import cv2
-import jinja2
 import numpy as np
 from jaxtyping import Bool, UInt8
 from rich.markup import escape
 
+from data_pipelines.look.pages import page_template
 from data_pipelines.template import Processor
 from vlm_jax.batch import Batch, BatchInfo
 
@@ -259,25 +257,6 @@ def mask_picture(batch: Batch, row: int) -> UInt8[np.ndarray, "S S 3"]:
     picture[both_ways] = _rgb(_BLOCK_COLOUR)
     picture[~mask] = 255
     return picture.astype(np.uint8)
-
-
-def page_template(name: str) -> jinja2.Template:
-    """One of this package's page templates."""
-    return _environment().get_template(name)
-
-
-@functools.cache
-def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("data_pipelines", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters["groupby_runs"] = _picture_runs
-    return environment
-
-
-def _picture_runs(tokens: Sequence[Token]) -> list[tuple[int, list[Token]]]:
-    """Neighbouring tokens of one picture together; picture 0 = text."""
-    return [(picture, list(run)) for picture, run in itertools.groupby(tokens, key=lambda token: token.picture)]
 
 
 def _data_uri(pixels: UInt8[np.ndarray, "h w 3"]) -> str:

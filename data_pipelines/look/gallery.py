@@ -13,9 +13,9 @@ from rich.markup import escape
 from data_pipelines.examples import Image
 from data_pipelines.image_files import size_in_header
 from data_pipelines.images import BadImage, decode, file_bytes
-from data_pipelines.inspect import page_template
-from data_pipelines.plots import LANGUAGE_COLOURS
-from data_pipelines.record_parts import Part, Unreadable, kinds_of, other_fields, parts_of
+from data_pipelines.look.pages import page_template
+from data_pipelines.look.plots import LANGUAGE_COLOURS
+from data_pipelines.look.record_parts import Part, Unreadable, kinds_of, other_fields, parts_of
 from data_pipelines.words import SCRIPTS
 
 _THUMBNAIL = 480

@@ -10,8 +10,8 @@ import pytest
 from rich.text import Text as RichText
 
 from data_pipelines.examples import Example, Text
-from data_pipelines.inspect import attention_mask, describe_row, draw_row, mask_picture, row_examples, row_figures
 from data_pipelines.loader import make_loader
+from data_pipelines.look.rows import attention_mask, describe_row, draw_row, mask_picture, row_examples, row_figures
 from vlm_jax.batch import Batch
 
 

@@ -3,8 +3,8 @@
 import pytest
 
 from data_pipelines.examples import Image
+from data_pipelines.look.record_parts import Unreadable, kinds_of, other_fields, parts_of, sampled_records
 from data_pipelines.quarantine import BadRecord
-from data_pipelines.record_parts import Unreadable, kinds_of, other_fields, parts_of, sampled_records
 
 duck, goose = Image(path="duck.png"), Image(path="goose.png")
 

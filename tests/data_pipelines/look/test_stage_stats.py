@@ -7,8 +7,8 @@ import pytest
 
 from data_pipelines.examples import Example, Text
 from data_pipelines.loader import make_loader
+from data_pipelines.look.stage_stats import stats, stats_page
 from data_pipelines.quarantine import Quarantine
-from data_pipelines.stats import stats, stats_page
 
 
 def collect(stage, processor, batches=6, **options):
