@@ -127,7 +127,7 @@ def test_wheel_holds_the_packages_and_nothing_else(built: Path) -> None:
         if path.is_file() and "__pycache__" not in path.parts
     }
     assert contents == expected
-    assert {"data_pipelines/py.typed", "vlm_jax/py.typed", "data_pipelines/row_page.html.j2"} <= contents
+    assert {"data_pipelines/py.typed", "vlm_jax/py.typed", "data_pipelines/look/row_page.html.j2"} <= contents
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
 
 

@@ -17,10 +17,10 @@ def page_template(name: str) -> jinja2.Template:
 def _environment() -> jinja2.Environment:
     loader = jinja2.ChoiceLoader([jinja2.PackageLoader("data_pipelines", place) for place in ("look", ".")])
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["groupby_runs"] = _picture_runs
+    environment.filters["groupby_runs"] = picture_runs
     return environment
 
 
-def _picture_runs(tokens: Sequence[Any]) -> list[tuple[int, list[Any]]]:
+def picture_runs(tokens: Sequence[Any]) -> list[tuple[int, list[Any]]]:
     """Neighbouring tokens of one picture together; picture 0 = text."""
     return [(picture, list(run)) for picture, run in itertools.groupby(tokens, key=lambda token: token.picture)]

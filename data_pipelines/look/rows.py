@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 from rich.markup import escape
 
-from data_pipelines.look.pages import page_template
+from data_pipelines.look.pages import page_template, picture_runs
 from data_pipelines.template import Processor
 from vlm_jax.batch import Batch, BatchInfo
 
@@ -205,7 +205,7 @@ def describe_row(batch: Batch, row: int, info: BatchInfo, processor: Processor) 
 
 def _terminal_tokens(branch: Branch) -> str:
     words = []
-    for picture, tokens in _picture_runs(branch.tokens):
+    for picture, tokens in picture_runs(branch.tokens):
         if picture:
             words.append(f"[black on gold3] picture {picture} × {len(tokens)} [/]")
             continue
