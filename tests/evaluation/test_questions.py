@@ -1,7 +1,9 @@
+import json
+
 import pytest
 
 from data_pipelines.quarantine import Quarantine
-from data_pipelines.sources import EasyVQA
+from data_pipelines.sources import EasyVQA, JSONLines, open_source
 from vlm_jax.errors import UserError
 from vlm_jax.evaluation.questions import list_questions, majority_answers, training_source, wrong_images
 
@@ -26,6 +28,19 @@ def test_what_cannot_be_asked_is_quarantined_with_its_reason(lab):
     assert reasons[2] == "no question"
     with pytest.raises(UserError, match="4 of 12 records are unusable"):
         list_questions(lab.Source(bad_records=(1, 2, 3, 4)), Quarantine())
+
+
+def test_a_caption_in_a_language_without_a_request_is_quarantined(tmp_path):
+    path = tmp_path / "captions.jsonl"
+    lines = [
+        {"id": str(n), "captions": [{"text": "Eine Ente.", "language": language}]}
+        for n, language in ((0, "de"), (1, "en"))
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    quarantine = Quarantine()
+    questions = list_questions(open_source(JSONLines(str(path))), quarantine, ask="captions")
+    assert [question.record["language"] for question in questions] == ["en"]
+    assert list(quarantine.reasons().values()) == ["a caption in 'de', for which there is no request"]
 
 
 def test_the_majority_is_that_of_the_training_split(lab):

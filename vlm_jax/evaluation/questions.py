@@ -81,6 +81,10 @@ def _questions_of(record: Mapping[str, Any], check_picture: bool, ask: Ask) -> l
 
 def _requests(record: Mapping[str, Any]) -> list[dict[str, Any]]:
     """A question for every caption of a record: in its language, and always in the same words."""
+    captions = record.get("captions") or ()
+    for caption in captions:
+        if caption["language"] not in REQUESTS:
+            raise BadRecord(f"a caption in '{caption['language']}', for which there is no request", record["id"])
     return [
         {
             "question": REQUESTS[caption["language"]][0],
@@ -88,7 +92,7 @@ def _requests(record: Mapping[str, Any]) -> list[dict[str, Any]]:
             "language": caption["language"],
             "type": "caption",
         }
-        for caption in record.get("captions") or ()
+        for caption in captions
     ]
 
 
