@@ -9,6 +9,7 @@ tokenizer of its own, since that LLM spends five tokens on a Russian word. It is
 look at its data (`vlm data inspect`, `vlm data stats`), and train `experiments/quickstart.py`.
 """
 
+from data_pipelines.images import ImagePreprocessing
 from data_pipelines.kinds import Captions, Instruct, Interleaved, KindConfig, TextOnly
 from data_pipelines.mixture import DataConfig, KindShare, MixtureEntry
 from data_pipelines.sources import ArrayRecords
@@ -73,6 +74,7 @@ def experiment() -> Experiment:
         model=model(),
         parts=Parts(encoder=DINOV2),
         tokenizer=SentencePieceConfig(VOCABULARY),
+        images=ImagePreprocessing("pad"),  # text in pictures is wide, and cut or squashed it cannot be read
         stages=(
             Stage(
                 "pretrain",
