@@ -13,8 +13,8 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".pytest_cache" / 
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 
 
-# Tests carry no time limits: machines are shared, and the first example may compile. What a change is judged by is a
-# function of the change, so the properties see the same examples every time; `--hypothesis-profile search` draws others.
+# Tests carry no time limits: machines are shared, and the first example may compile. What a change is judged by depends
+# on the change alone, so properties see the same examples every time; `--hypothesis-profile search` draws others.
 hypothesis.settings.register_profile("patient", deadline=None, derandomize=True)
 hypothesis.settings.register_profile("search", deadline=None, print_blob=True)
 hypothesis.settings.load_profile("patient")

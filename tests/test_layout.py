@@ -11,7 +11,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 LAYERS = (
     {"errors"},
-    {"batch", "serialise"},
+    {"pictures", "serialise"},
+    {"batch"},
     {"data_pipelines", "models", "optim", "parallel"},
     {"losses", "generation", "convert"},
     {"config"},

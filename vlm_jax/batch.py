@@ -26,6 +26,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
+from vlm_jax.pictures import Pictures
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +71,9 @@ class Batch:
     visible_images: Int[Array, "B S 2"] | None = None
     """Cross-attention adapters: half-open range of image slots that the position may see; empty = none."""
 
+    instructions: Int[Array, "B I Q"] | None = None
+    """Adapters that read the instruction (InstructBLIP): its token ids beside each image slot; 0 = padding."""
+
     pair_ids: Int[Array, "B E"] | None = None
     """Preference data: entries of a row with the same non-negative number continue one trunk; -1 = none."""
     labels: Float[Array, "B E"] | None = None
@@ -85,8 +90,10 @@ class Batch:
         image_size: tuple[int, int] = (0, 0),
         examples: int = 1,
         preference: bool = False,
+        in_sequence: bool = True,
+        pictures: Pictures = Pictures(),
     ) -> "Batch":
-        """Abstract shapes of a batch of prompt-based or text-only rows.
+        """Abstract shapes of a batch.
 
         Args:
             rows: B, rows a batch.
@@ -95,6 +102,8 @@ class Batch:
             image_size: (height, width) in pixels.
             examples: E, entries of the per-example arrays.
             preference: Whether the stage's mixture has preference data, so that entries are paired and labelled.
+            in_sequence: Whether pictures become visual tokens of the sequence (`VLMConfig.prompt_tokens` is not 0).
+            pictures: `VLMConfig.pictures`: whether image slots are seen otherwise, and read with an instruction.
         """
 
         def ints(*shape: int) -> Any:
@@ -108,8 +117,13 @@ class Batch:
                 "images": jax.ShapeDtypeStruct((rows, images, *image_size, 3), jnp.uint8),
                 "image_ids": ints(rows, images),
                 "tile_index": ints(rows, images, 3),
-                "visual_index": plane,
             }
+            if in_sequence:
+                optional["visual_index"] = plane
+            if pictures.visible is not None:
+                optional["visible_images"] = ints(rows, length, 2)
+            if pictures.instruction:
+                optional["instructions"] = ints(rows, images, pictures.instruction)
         if preference:
             optional["pair_ids"] = ints(rows, examples)
             optional["labels"] = jax.ShapeDtypeStruct((rows, examples), jnp.float32)

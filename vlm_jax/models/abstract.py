@@ -39,8 +39,15 @@ def initialise(model: Model, key: jax.Array) -> dict[str, Any]:
     """Draws all parameters, boxed with their logical axes; meant to be traced by `jax.jit` or `jax.eval_shape`."""
     if isinstance(model, VLM):
         config = model.config
-        slots = 1 if config.encoder else 0
-        spec = Batch.spec(1, 2 + config.prompt_tokens, images=slots, image_size=config.image_size)
+        slots = 0 if config.encoder is None else max(1, config.tiling.slots if config.tiling else 1)
+        spec = Batch.spec(
+            1,
+            2 + config.prompt_tokens,
+            images=slots,
+            image_size=config.image_size,
+            in_sequence=config.prompt_tokens > 0,
+            pictures=config.pictures,
+        )
         return model.init(key, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), spec))["params"]
     if isinstance(model, Decoder):
         return model.init(key, jnp.zeros((1, 2), jnp.int32), method=_decode)["params"]

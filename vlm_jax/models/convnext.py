@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from vlm_jax.models.layers import MLP, Activation, LayerNorm, Precision, Projection, RematPolicy, parameter, remat
-from vlm_jax.models.states import EncoderStates
+from vlm_jax.models.states import EncoderStates, FeatureMap
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +61,11 @@ class ConvNeXtConfig:
     def patches(self) -> int:
         """P, the number of features of a picture of `image_size`."""
         return math.prod(self.grid)
+
+    @property
+    def features(self) -> FeatureMap:
+        """What it makes of a picture of `image_size`."""
+        return FeatureMap(*self.grid, self.width)
 
 
 _INNER_EPSILON = 1e-6

@@ -8,7 +8,7 @@ from vlm_jax.models.layers import Precision
 from vlm_jax.models.vit import ViT, ViTConfig
 
 EncoderConfig = ViTConfig | ConvNeXtConfig
-"""All have image_size, grid, patches, width, mean and std."""
+"""All have image_size, grid, patches, width, features, mean and std."""
 
 
 def build_encoder(config: EncoderConfig, precision: Precision) -> ViT | ConvNeXt:

@@ -1,7 +1,5 @@
 """Model FLOPs by formula: what a forward pass has to compute, whatever the compiler makes of it."""
 
-import itertools
-
 from vlm_jax.models.convnext import ConvNeXtConfig
 from vlm_jax.models.vit import ConvStem, ViTConfig
 from vlm_jax.models.vlm import VLMConfig
@@ -22,11 +20,12 @@ def decoder_flops(config: VLMConfig, length: int) -> float:
 
 
 def encoder_flops(config: VLMConfig) -> float:
-    """Forward FLOPs of one picture: stem, blocks and adapter; 0 for a text-only model."""
+    """Forward FLOPs of one image slot: stem, blocks and adapter; 0 for a text-only model."""
     if config.encoder is None or config.adapter is None:
         return 0.0
     c = config.encoder
-    return (_convnext_flops(c) if isinstance(c, ConvNeXtConfig) else _vit_flops(c)) + _adapter_flops(config)
+    tower = _convnext_flops(c) if isinstance(c, ConvNeXtConfig) else _vit_flops(c)
+    return tower + config.adapter.flops(c.features, config.decoder.width)
 
 
 def _vit_flops(c: ViTConfig) -> float:
@@ -54,15 +53,6 @@ def _stem_flops(c: ViTConfig) -> float:
         total += 2.0 * pixels * 9 * inputs * outputs
         inputs = outputs
     return total + 2.0 * pixels * inputs * c.width
-
-
-def _adapter_flops(config: VLMConfig) -> float:
-    assert config.encoder is not None
-    assert config.adapter is not None
-    c, width = config.adapter, config.decoder.width
-    hidden = c.hidden or width
-    sizes = [config.encoder.width * c.pixel_shuffle**2, *[hidden] * (c.layers - 1), width]
-    return 2.0 * config.prompt_tokens * sum(a * b for a, b in itertools.pairwise(sizes))
 
 
 def training_flops(config: VLMConfig, rows: int, length: int, images: int) -> float:

@@ -1,4 +1,4 @@
-"""What an image encoder can show of its inside, in transformers' order."""
+"""What an image encoder gives: the shape of its features, and what it can show of its inside."""
 
 import dataclasses
 
@@ -6,10 +6,33 @@ import jax
 from jaxtyping import Array, Float
 
 
+@dataclasses.dataclass(frozen=True)
+class FeatureMap:
+    """What an encoder makes of an image slot: P = ahead + rows * columns features of D = width."""
+
+    rows: int
+    columns: int
+    width: int
+    ahead: int = 0
+    """Features ahead of those of the patches, such as a class token."""
+
+    @property
+    def patches(self) -> int:
+        """Features of patches."""
+        return self.rows * self.columns
+
+    @property
+    def count(self) -> int:
+        """P, all features."""
+        return self.ahead + self.patches
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class EncoderStates:
-    """T is all tokens of a ViT, class token and registers first; a ConvNeXt has grids [N, h, w, D] instead.
+    """What an encoder can show of its inside, in transformers' order.
+
+    T is all tokens of a ViT, class token and registers first; a ConvNeXt has grids [N, h, w, D] instead.
 
     Hidden states are those before the final norm: what enters the first block (ViT) or stage (ConvNeXt), then the
     output of each.

@@ -23,7 +23,7 @@ from vlm_jax.models.layers import (
     remat,
 )
 from vlm_jax.models.positions import Resampling, resample
-from vlm_jax.models.states import EncoderStates
+from vlm_jax.models.states import EncoderStates, FeatureMap
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,6 +119,11 @@ class ViTConfig:
     def patches(self) -> int:
         """P, the number of patches of a picture of `image_size`."""
         return math.prod(self.grid)
+
+    @property
+    def features(self) -> FeatureMap:
+        """What it makes of a picture of `image_size`."""
+        return FeatureMap(*self.grid, self.width, ahead=int(self.keep_class_token))
 
     @property
     def extra_tokens(self) -> int:

@@ -9,13 +9,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from vlm_jax.batch import Batch
-from vlm_jax.models.adapters import AdapterConfig, build_adapter
+from vlm_jax.models.adapters import AdapterConfig
 from vlm_jax.models.cache import KeyValueCache
 from vlm_jax.models.decoder import Decoder, DecoderConfig
 from vlm_jax.models.encoders import EncoderConfig, build_encoder, normalise
 from vlm_jax.models.layers import Precision
 from vlm_jax.models.masks import reference_mask, within_window
-from vlm_jax.models.vit import ViTConfig
+from vlm_jax.pictures import Pictures, Tiling
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +39,8 @@ class VLMConfig:
     decoder: DecoderConfig = dataclasses.field(default_factory=DecoderConfig)
     encoder: EncoderConfig | None = None
     adapter: AdapterConfig | None = None
+    tiling: Tiling | None = None
+    """How pictures larger than the encoder's are cut; None = every picture goes in whole."""
     precision: Precision = Precision()
     layout: PromptLayout | None = None
     """Of an imported model; None = trained here, with a prompt as its template makes it."""
@@ -46,19 +48,33 @@ class VLMConfig:
     def __post_init__(self) -> None:
         if (self.encoder is None) != (self.adapter is None):
             raise ValueError("VLMConfig: give both encoder and adapter, or neither (a text-only LLM)")
+        if self.tiling is not None and self.encoder is None:
+            raise ValueError("VLMConfig: tiling is set, but there is no encoder whose tiles pictures could be cut into")
+        if self.separator and 0 in self.pictures.token_grid:
+            raise ValueError(
+                "VLMConfig: tiling.separator ends rows of visual tokens, but this adapter's tokens form no rows; leave "
+                "it off, or choose an adapter that keeps the grid"
+            )
         _ = self.prompt_tokens
 
     @property
+    def separator(self) -> bool:
+        """Whether an image slot gives a separator of rows besides its visual tokens."""
+        return self.tiling is not None and self.tiling.separator
+
+    @property
     def prompt_tokens(self) -> int:
-        """N, the visual tokens that a picture puts into the sequence; 0 for a text-only LLM."""
+        """N, the visual tokens that an image slot gives to the sequence, a separator included; 0 = none."""
         if self.encoder is None or self.adapter is None:
             return 0
-        kept = isinstance(self.encoder, ViTConfig) and self.encoder.keep_class_token
-        if kept and self.adapter.pixel_shuffle > 1:
-            raise ValueError(
-                "VLMConfig: pixel_shuffle joins patches, but keep_class_token keeps a feature that is none"
-            )
-        return self.adapter.prompt_tokens(self.encoder.grid) + kept
+        return self.adapter.prompt_tokens(self.encoder.features) + self.separator
+
+    @property
+    def pictures(self) -> Pictures:
+        """What the packer must know of the model besides `prompt_tokens` and `image_size`."""
+        if self.encoder is None or self.adapter is None:
+            return Pictures()
+        return dataclasses.replace(self.adapter.pictures(self.encoder.features), tiling=self.tiling)
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -88,7 +104,7 @@ class VLM(nn.Module):
         self.decoder = Decoder(c.decoder, c.precision, self.unrolled)
         if c.encoder is not None and c.adapter is not None:
             self.encoder = build_encoder(c.encoder, c.precision)
-            self.adapter = build_adapter(c.adapter, c.encoder.grid, c.decoder.width, c.precision)
+            self.adapter = c.adapter.build(c.encoder.features, c.decoder.width, c.precision, c.separator)
 
     def __call__(self, batch: Batch, output: Literal["logits", "hidden"] = "logits") -> Output:
         """One forward pass over packed rows.
@@ -124,7 +140,10 @@ class VLM(nn.Module):
         if features is None:
             return x
         rows, slots = features.shape[:2]
-        visual = self.adapter(features.reshape(rows * slots, *features.shape[2:]))
+        instructions = batch.instructions
+        if instructions is not None:
+            instructions = instructions.reshape(rows * slots, -1)
+        visual = self.adapter(features.reshape(rows * slots, *features.shape[2:]), instructions)
         visual = visual.reshape(rows, -1, visual.shape[-1])
         index = batch.visual_index
         assert index is not None, "a batch with pictures has a visual_index"

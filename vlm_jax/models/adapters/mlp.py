@@ -1,16 +1,19 @@
 """MLP projector (LLaVA-1.5): each feature of the encoder, or square of them, is one token of the LLM's sequence."""
 
 import dataclasses
+import itertools
 
-import flax.linen as nn
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
+from vlm_jax.models.adapters.base import AdapterConfigBase, PromptAdapter
 from vlm_jax.models.layers import ACTIVATIONS, Activation, Precision, dense
+from vlm_jax.models.states import FeatureMap
+from vlm_jax.pictures import Grid
 
 
 @dataclasses.dataclass(frozen=True)
-class MLPAdapterConfig:
-    """A linear map (layers = 1) or an MLP, after an optional pixel-shuffle."""
+class MLPAdapterConfig(AdapterConfigBase):
+    """A linear map (layers = 1) or an MLP, after an optional pixel-shuffle; a class token becomes a token too."""
 
     layers: int = 2
     hidden: int = 0
@@ -24,18 +27,35 @@ class MLPAdapterConfig:
         if self.layers not in (1, 2, 3):
             raise ValueError(f"MLPAdapterConfig: layers is {self.layers}; it can be 1, 2 or 3")
 
-    def prompt_tokens(self, grid: tuple[int, int]) -> int:
-        """N, how many visual tokens a picture puts into the LLM's sequence, from the encoder's (rows, columns).
-
-        Raises:
-            ValueError: if the grid does not divide by the pixel-shuffle factor.
-        """
+    def prompt_tokens(self, features: FeatureMap) -> int:
+        """One for each feature, or square of features."""
         r = self.pixel_shuffle
-        if grid[0] % r or grid[1] % r:
+        if r > 1 and features.ahead:
             raise ValueError(
-                f"MLPAdapterConfig: a grid of {grid[0]} x {grid[1]} patches does not divide by pixel_shuffle {r}"
+                "MLPAdapterConfig: pixel_shuffle joins patches, but keep_class_token keeps a feature that is none"
             )
-        return grid[0] * grid[1] // r**2
+        if features.rows % r or features.columns % r:
+            raise ValueError(
+                f"MLPAdapterConfig: a grid of {features.rows} x {features.columns} patches does not divide by "
+                f"pixel_shuffle {r}"
+            )
+        return features.patches // r**2 + features.ahead
+
+    def token_grid(self, features: FeatureMap) -> Grid:
+        """That of the patches, or of the squares."""
+        if features.ahead:
+            return (0, 0)
+        return features.rows // self.pixel_shuffle, features.columns // self.pixel_shuffle
+
+    def flops(self, features: FeatureMap, width: int) -> float:
+        """Two for each weight and token."""
+        hidden = self.hidden or width
+        sizes = [features.width * self.pixel_shuffle**2, *[hidden] * (self.layers - 1), width]
+        return 2.0 * self.prompt_tokens(features) * sum(a * b for a, b in itertools.pairwise(sizes))
+
+    def build(self, features: FeatureMap, width: int, precision: Precision, separator: bool) -> "MLPAdapter":
+        """The module."""
+        return MLPAdapter(self, features, width, precision, separator)
 
 
 def pixel_shuffle(features: Float[Array, "N h w D"], r: int) -> Float[Array, "N h/r w/r r*r*D"]:
@@ -48,23 +68,18 @@ def pixel_shuffle(features: Float[Array, "N h w D"], r: int) -> Float[Array, "N 
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(count, rows // r, columns // r, r * r * width)
 
 
-class MLPAdapter(nn.Module):
-    """[N, P, D] features -> [N, prompt_tokens, width] visual tokens; a class token among the features is one too."""
+class MLPAdapter(PromptAdapter):
+    """Each feature, or square of features, is mapped by itself."""
 
     config: MLPAdapterConfig
-    grid: tuple[int, int]
-    """(rows, columns) of the encoder's patches."""
-    width: int
-    """The decoder's width."""
-    precision: Precision = Precision()
 
-    @nn.compact
-    def __call__(self, features: Float[Array, "N P D"]) -> Float[Array, "N T W"]:
+    def tokens(self, features: Float[Array, "N P D"], instructions: Int[Array, "N Q"] | None) -> Float[Array, "N T W"]:
+        """[N, P, D] features -> [N, prompt_tokens, W] visual tokens."""
         c = self.config
         count, _, channels = features.shape
         x = features
         if c.pixel_shuffle > 1:
-            x = pixel_shuffle(x.reshape(count, *self.grid, channels), c.pixel_shuffle)
+            x = pixel_shuffle(x.reshape(count, self.features.rows, self.features.columns, channels), c.pixel_shuffle)
             x = x.reshape(count, -1, x.shape[-1])
         hidden = c.hidden or self.width
         for i in range(c.layers):
