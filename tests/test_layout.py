@@ -19,6 +19,7 @@ LAYERS = (
     {"checkpoints", "overrides"},
     {"training", "serving"},
     {"evaluation"},
+    {"ablation"},
     {"commands"},
     {"cli"},
 )
