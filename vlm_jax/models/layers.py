@@ -21,9 +21,9 @@ class Precision:
     parameters: DTypeName = "float32"
 
 
-Activation = Literal["silu", "gelu", "gelu_tanh", "quick_gelu", "relu"]
+Activation = Literal["silu", "gelu", "gelu_tanh", "quick_gelu", "relu", "squared_relu"]
 """Non-linearities: gelu is exact (with erf), gelu_tanh its approximation (Hendrycks & Gimpel 2016, section 2),
-quick_gelu x * sigmoid(1.702 x), as in CLIP.
+quick_gelu x * sigmoid(1.702 x), as in CLIP, squared_relu max(x, 0)² (So et al. 2021, section 4.1).
 """
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -32,6 +32,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu_tanh": functools.partial(nn.gelu, approximate=True),
     "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),
     "relu": nn.relu,
+    "squared_relu": lambda x: jnp.square(nn.relu(x)),
 }
 
 
@@ -154,13 +155,16 @@ class GatedMLP(nn.Module):
     output_scale: float = 1.0
     activation: Activation = "silu"
     bias: bool = False
+    outputs: int = 0
+    """Width of what comes out; 0 = `width`."""
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B S D"]) -> Float[Array, "B S D"]:
+    def __call__(self, x: Float[Array, "B S D"]) -> Float[Array, "B S E"]:
         inwards = functools.partial(dense, self.width, self.hidden, ("embed", "mlp"), self.precision, bias=self.bias)
         up, gate = inwards(name="up")(x), inwards(name="gate")(x)
         y = nn.with_logical_constraint(ACTIVATIONS[self.activation](gate) * up, ("batch", "length", "act_mlp"))
-        outwards = functools.partial(dense, self.hidden, self.width, ("mlp", "embed"), self.precision, bias=self.bias)
+        outputs = self.outputs or self.width
+        outwards = functools.partial(dense, self.hidden, outputs, ("mlp", "embed"), self.precision, bias=self.bias)
         return outwards(scale=self.output_scale, name="down")(y)
 
 
@@ -171,9 +175,10 @@ class MLP(nn.Module):
     hidden: int
     precision: Precision
     activation: Activation = "gelu_tanh"
+    bias: bool = True
 
     @nn.compact
     def __call__(self, x: Float[Array, "B P D"]) -> Float[Array, "B P D"]:
-        y = dense(self.width, self.hidden, ("embed", "mlp"), self.precision, bias=True, name="up")(x)
+        y = dense(self.width, self.hidden, ("embed", "mlp"), self.precision, bias=self.bias, name="up")(x)
         y = nn.with_logical_constraint(ACTIVATIONS[self.activation](y), ("batch", "patches", "act_mlp"))
-        return dense(self.hidden, self.width, ("mlp", "embed"), self.precision, bias=True, name="down")(y)
+        return dense(self.hidden, self.width, ("mlp", "embed"), self.precision, bias=self.bias, name="down")(y)

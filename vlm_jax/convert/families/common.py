@@ -16,6 +16,7 @@ ACTIVATIONS: dict[str, Activation] = {
     "gelu_new": "gelu_tanh",
     "quick_gelu": "quick_gelu",
     "relu": "relu",
+    "relu2": "squared_relu",
 }
 """Their names of non-linearities and ours; the first of several is the one that is written."""
 
