@@ -2,6 +2,7 @@
 
 from vlm_jax.models.adapters.mlp import MLPAdapterConfig
 from vlm_jax.models.adapters.pooling import AveragePoolingConfig
+from vlm_jax.models.adapters.qformer import QFormerAdapterConfig
 from vlm_jax.models.adapters.resampler import ResamplerConfig
 
-AdapterConfig = MLPAdapterConfig | AveragePoolingConfig | ResamplerConfig
+AdapterConfig = MLPAdapterConfig | AveragePoolingConfig | QFormerAdapterConfig | ResamplerConfig
