@@ -7,7 +7,7 @@ from typing import Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from vlm_jax.models.attention import attention
 from vlm_jax.models.layers import (
@@ -22,7 +22,7 @@ from vlm_jax.models.layers import (
     parameter,
     remat,
 )
-from vlm_jax.models.positions import Resampling, resample
+from vlm_jax.models.positions import Resampling, fractional_positions, resample
 from vlm_jax.models.states import EncoderStates, FeatureMap
 
 
@@ -188,7 +188,9 @@ class EncoderBlock(nn.Module):
     """Gives its output a second time, for a scan to stack."""
 
     @nn.compact
-    def __call__(self, x: Float[Array, "N T D"], _: None = None) -> tuple[Float[Array, "N T D"], Array | None]:
+    def __call__(
+        self, x: Float[Array, "N T D"], mask: Bool[Array, "N 1 T"] | None = None
+    ) -> tuple[Float[Array, "N T D"], Array | None]:
         c, precision = self.config, self.precision
         head = c.width // c.heads
         shape, axes = (c.width, c.heads, head), ("embed", "heads", "head_size")
@@ -198,7 +200,7 @@ class EncoderBlock(nn.Module):
             for n in ("query", "key", "value")
         )
         q, k, v = (nn.with_logical_constraint(t, ("batch", "patches", "act_heads", "head_size")) for t in (q, k, v))
-        y = attention(q, k, v, mask=None)
+        y = attention(q, k, v, mask)
         out = Projection(
             "nphk,hkd->npd",
             (c.heads, head, c.width),
@@ -233,35 +235,46 @@ class ViT(nn.Module):
     config: ViTConfig
     precision: Precision = Precision()
 
-    def __call__(self, pixels: Float[Array, "N H W 3"]) -> Float[Array, "N P D"]:
+    def __call__(
+        self, pixels: Float[Array, "N H W 3"], shown: Bool[Array, "N h w"] | None = None
+    ) -> Float[Array, "N P D"]:
         """Encodes N pictures of one size, a multiple of the stem's stride; positions are resampled to its grid.
+
+        Args:
+            pixels: normalised.
+            shown: True where a patch is of the picture, in its upper left, and False where it is of padding, which
+                nothing attends to; None = there is no padding.
 
         Returns:
             [N, P, D] features, patches row by row, after the class token if that is kept.
         """
         c = self.config
-        last = self._run(pixels, collect=False).last
+        last = self._run(pixels, shown, collect=False).last
         patches = last[:, c.extra_tokens :]
         return jnp.concatenate([last[:, :1], patches], 1) if c.keep_class_token else patches
 
-    def states(self, pixels: Float[Array, "N H W 3"]) -> EncoderStates:
+    def states(self, pixels: Float[Array, "N H W 3"], shown: Bool[Array, "N h w"] | None = None) -> EncoderStates:
         """The same pass, but everything that there is on the way."""
-        return self._run(pixels, collect=True)
+        return self._run(pixels, shown, collect=True)
 
     @nn.compact
-    def _run(self, pixels: Float[Array, "N H W 3"], collect: bool) -> EncoderStates:
+    def _run(self, pixels: Array, shown: Array | None, collect: bool) -> EncoderStates:
         c = self.config
-        x = self._embed(pixels)
-        hidden = [x]
+        x = self._embed(pixels, shown)
+        hidden, mask = [x], None
+        if shown is not None:
+            patches = shown.reshape(len(shown), 1, -1)
+            mask = jnp.pad(patches, ((0, 0), (0, 0), (c.extra_tokens, 0)), constant_values=True)
         if c.layers:
             scanned = nn.scan(
                 remat(EncoderBlock, c.remat),
                 variable_axes={"params": 0},
                 split_rngs={"params": True},
+                in_axes=nn.broadcast,
                 length=c.layers,
                 metadata_params={nn.PARTITION_NAME: "layers"},
             )
-            x, stacked = scanned(c, self.precision, collect, name="layers")(x, None)
+            x, stacked = scanned(c, self.precision, collect, name="layers")(x, mask)
             hidden += [] if stacked is None else list(stacked)
         pooled = None
         if c.final_norm != "none":
@@ -270,7 +283,7 @@ class ViT(nn.Module):
             x = normed if c.final_norm == "features" else x
         return EncoderStates(tuple(hidden) if collect else (), x, pooled)
 
-    def _embed(self, pixels: Float[Array, "N H W 3"]) -> Float[Array, "N T D"]:
+    def _embed(self, pixels: Float[Array, "N H W 3"], shown: Bool[Array, "N h w"] | None) -> Float[Array, "N T D"]:
         """Stem and positions, after class token and registers: what enters the first block."""
         c, precision = self.config, self.precision
         x = Stem(c, precision, name="stem")(pixels)
@@ -278,7 +291,11 @@ class ViT(nn.Module):
         normal = nn.initializers.normal(0.02)
         shape, axes = (*(c.position_grid or c.grid), width), (None, None, "embed")
         positions = parameter(self, "positions", normal, shape, axes, precision)
-        x = x + resample(positions, (rows, columns), c.position_resampling).astype(x.dtype)
+        if shown is not None and c.position_resampling == "fractional":
+            positions = fractional_positions(positions, shown)
+        else:
+            positions = resample(positions, (rows, columns), c.position_resampling)
+        x = x + positions.astype(x.dtype)
         x = x.reshape(count, rows * columns, width)
         ahead = []
         if c.class_token:
