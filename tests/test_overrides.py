@@ -4,9 +4,13 @@ from pathlib import Path
 
 import pytest
 
+from data_pipelines.kinds import Instruct
 from vlm_jax.config import load_experiment
 from vlm_jax.errors import UserError
+from vlm_jax.models.adapters import MLPAdapterConfig
+from vlm_jax.models.vit import ConvStem, ViTConfig
 from vlm_jax.overrides import apply_overrides, field_names
+from vlm_jax.pictures import Tiling
 
 TINY = Path(__file__).parent / "training" / "tiny_experiment.py"
 
@@ -81,6 +85,58 @@ def test_several_overrides_and_none(tiny):
     ids=lambda x: " ".join(x) if isinstance(x, list) else "",
 )
 def test_a_wrong_override_is_one_line(tiny, arguments, words):
+    with pytest.raises(UserError) as caught:
+        apply_overrides(tiny, arguments)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert all(word in message for word in words), message
+
+
+@pytest.mark.parametrize(
+    ("arguments", "path", "expected"),
+    [
+        (["--model.adapter", "MLPAdapterConfig"], "model.adapter", MLPAdapterConfig()),
+        (["--model.adapter=MLPAdapterConfig", "--model.adapter.bias=False"], "model.adapter.bias", False),
+        (["--model.adapter.layers", "3", "--model.adapter", "MLPAdapterConfig"], "model.adapter.layers", 3),
+        (["--model.encoder.stem", "ConvStem"], "model.encoder.stem", ConvStem()),
+        (["--stages.0.data.mixture.1.kind", "Instruct"], "stages.0.data.mixture.1.kind", Instruct()),
+        (["--model.tiling", "Tiling", "--model.tiling.choose", "area"], "model.tiling", Tiling(choose="area")),
+        (["--model.tiling", "None"], "model.tiling", None),
+    ],
+    ids=lambda x: " ".join(x) if isinstance(x, list) else "",
+)
+def test_another_config_takes_the_place_of_a_part(tiny, arguments, path, expected):
+    assert value_of(apply_overrides(tiny, arguments), path) == expected
+
+
+def test_parts_of_a_new_part_can_be_chosen_too(tiny):
+    whole = ["--model.encoder", "ViTConfig", "--model.encoder.image-size", "48", "48"]
+    stem = ["--model.encoder.stem", "ConvStem", "--model.encoder.stem.channels", "8", "16"]
+    encoder = apply_overrides(
+        tiny, [*whole, "--seed", "3", *stem, "--model.encoder.stem.strides", "4", "4"]
+    ).model.encoder
+    assert encoder == ViTConfig((48, 48), ConvStem((8, 16), (4, 4)))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--model.encoder", "Conv"], ("--model.encoder takes the name of a config", "ConvNeXtConfig")),
+        (["--model.encoder.depths", "1"], ("model.encoder is ViTConfig; --model.encoder ConvNeXtConfig",)),
+        (["--model.tiling.choose", "area"], ("model.tiling is None; --model.tiling Tiling",)),
+        (
+            ["--model.encoder", "ConvNeXtConfig", "--model.encoder.zzz=1"],
+            ("--model.encoder.zzz", "fields are image_size"),
+        ),
+        (["--model.encoder", "ConvNeXtConfig", "--model.encoder.depth=1"], ("did you mean --model.encoder.depths?",)),
+        (["--model.encoder", "ConvNeXtConfig", "--model.encoder.patch=x"], ("--model.encoder.patch", "x")),
+        (["--stages.0.data.mixture.0.source", "JSONLines"], ("JSONLines", "'path'", "experiment file")),
+        (["--model.adapter", "None"], ("both encoder and adapter",)),
+        (["--model.adapter", "MLPAdapterConfig", "--model.adapter.layers", "9"], ("layers is 9",)),
+    ],
+    ids=lambda x: " ".join(x) if isinstance(x, list) else "",
+)
+def test_a_wrong_choice_of_a_part_is_one_line(tiny, arguments, words):
     with pytest.raises(UserError) as caught:
         apply_overrides(tiny, arguments)
     message = str(caught.value)

@@ -156,7 +156,16 @@ def find_writer(config: ModelConfig) -> tuple[Family, dict[str, Any]]:
         if hf is not None:
             return family, hf
     reason = "; ".join(dict.fromkeys(refusals)) or "no architecture has these parts"
-    raise UserError(f"this {type(config).__name__} cannot be written in Hugging Face format: {reason}")
+    parts = ""
+    if isinstance(config, VLMConfig):
+        reason = reason if refusals else f"no architecture has its {_parts_of(config)}"
+        parts = ". Its encoder and its decoder can be written each by itself (--part of `vlm convert to-hf`)"
+    raise UserError(f"this {type(config).__name__} cannot be written in Hugging Face format: {reason}{parts}")
+
+
+def _parts_of(config: VLMConfig) -> str:
+    names = [type(part).__name__ for part in (config.encoder, config.adapter) if part is not None]
+    return f"{' and '.join(names)} together{', cut into tiles' if config.tiling else ''}"
 
 
 def family_config(family: Family, hf: Mapping[str, Any], where: str) -> Any:
