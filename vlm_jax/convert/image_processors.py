@@ -177,6 +177,6 @@ def usual_preprocessing(config: EncoderConfig) -> ImagePreprocessing:
     """How the published models of an encoder's kind have their pictures: SigLIP squashed, others cropped."""
     if isinstance(config, ViTConfig) and not config.class_token:
         return ImagePreprocessing("squash", "pillow_bicubic")
-    margin = isinstance(config, ConvNeXtConfig) or config.layer_scale
+    margin = isinstance(config, ConvNeXtConfig) or (isinstance(config, ViTConfig) and config.layer_scale)
     edge = int(min(config.image_size) * 256 / 224) if margin else 0
     return ImagePreprocessing("shortest", "pillow_bicubic", edge)

@@ -7,10 +7,12 @@ from jaxtyping import PyTree
 
 from vlm_jax.convert.run_images import run_encoder
 from vlm_jax.convert.run_text import Arrays, read_text, run_decoder
+from vlm_jax.convert.run_tiles import TILE_INPUTS, run_tile_encoder
 from vlm_jax.convert.run_vlm import run_vlm
 from vlm_jax.errors import UserError
 from vlm_jax.models.abstract import ModelConfig
 from vlm_jax.models.decoder import DecoderConfig
+from vlm_jax.models.tile_vit import TileViTConfig
 from vlm_jax.models.vlm import VLMConfig
 
 _TEXT = {"input_ids", "attention_mask", "position_ids"}
@@ -33,11 +35,18 @@ def run_hf_inputs(config: ModelConfig, params: PyTree, inputs: Mapping[str, np.n
     Raises:
         UserError: if an input is missing, unknown or of another shape.
     """
+    if isinstance(config, TileViTConfig):
+        _check_names(inputs, TILE_INPUTS)
+        return run_tile_encoder(config, params, inputs)
     known = _WHOLE if isinstance(config, VLMConfig) else _TEXT if isinstance(config, DecoderConfig) else _VISION
-    if unknown := sorted(set(inputs) - known):
-        raise UserError(f"inputs: {', '.join(unknown)} cannot be given; known are {', '.join(sorted(known))}")
+    _check_names(inputs, known)
     if isinstance(config, VLMConfig):
         return run_vlm(config, params, inputs)
     if isinstance(config, DecoderConfig):
         return run_decoder(config, params, read_text(inputs, config.vocabulary_size))
     return run_encoder(config, params, inputs)
+
+
+def _check_names(inputs: Mapping[str, np.ndarray], known: set[str]) -> None:
+    if unknown := sorted(set(inputs) - known):
+        raise UserError(f"inputs: {', '.join(unknown)} cannot be given; known are {', '.join(sorted(known))}")

@@ -7,17 +7,15 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from vlm_jax.batch import Batch
-from vlm_jax.models.convnext import ConvNeXt
 from vlm_jax.models.decoder import Decoder, DecoderConfig
-from vlm_jax.models.encoders import EncoderConfig, build_encoder
+from vlm_jax.models.encoders import Encoder, EncoderConfig, build_encoder, run_encoder, slots_together
 from vlm_jax.models.layers import Precision
-from vlm_jax.models.vit import ViT
 from vlm_jax.models.vlm import VLM, VLMConfig
 
 ModelConfig = VLMConfig | DecoderConfig | EncoderConfig
 """A whole model, or a part of one by itself."""
 
-Model = VLM | Decoder | ViT | ConvNeXt
+Model = VLM | Decoder | Encoder
 
 
 def build_model(config: ModelConfig, precision: Precision | None = None) -> Model:
@@ -39,7 +37,7 @@ def initialise(model: Model, key: jax.Array) -> dict[str, Any]:
     """Draws all parameters, boxed with their logical axes; meant to be traced by `jax.jit` or `jax.eval_shape`."""
     if isinstance(model, VLM):
         config = model.config
-        slots = 0 if config.encoder is None else max(1, config.tiling.slots if config.tiling else 1)
+        slots = 0 if config.encoder is None else slots_together(config.encoder)
         spec = Batch.spec(
             1,
             2 + config.prompt_tokens,
@@ -51,7 +49,9 @@ def initialise(model: Model, key: jax.Array) -> dict[str, Any]:
         return model.init(key, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), spec))["params"]
     if isinstance(model, Decoder):
         return model.init(key, jnp.zeros((1, 2), jnp.int32), method=_decode)["params"]
-    return model.init(key, jnp.zeros((1, *model.config.image_size, 3)))["params"]
+    slots = slots_together(model.config)
+    pixels, index = jnp.zeros((slots, *model.config.image_size, 3)), jnp.zeros((slots, 3), jnp.int32)
+    return model.init(key, pixels, index, method=run_encoder)["params"]
 
 
 def _decode(decoder: Decoder, tokens: jax.Array) -> jax.Array:

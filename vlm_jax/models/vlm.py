@@ -12,7 +12,7 @@ from vlm_jax.batch import Batch
 from vlm_jax.models.adapters import AdapterConfig
 from vlm_jax.models.cache import KeyValueCache
 from vlm_jax.models.decoder import Decoder, DecoderConfig
-from vlm_jax.models.encoders import EncoderConfig, build_encoder, normalise
+from vlm_jax.models.encoders import EncoderConfig, build_encoder, check_tiling, normalise, run_encoder
 from vlm_jax.models.layers import Precision
 from vlm_jax.models.masks import reference_mask, within_window
 from vlm_jax.pictures import Pictures, Tiling
@@ -48,6 +48,8 @@ class VLMConfig:
     def __post_init__(self) -> None:
         if (self.encoder is None) != (self.adapter is None):
             raise ValueError("VLMConfig: give both encoder and adapter, or neither (a text-only LLM)")
+        if self.encoder is not None:
+            check_tiling(self.encoder, self.tiling)
         if self.tiling is not None and self.encoder is None:
             raise ValueError("VLMConfig: tiling is set, but there is no encoder whose tiles pictures could be cut into")
         if self.separator and 0 in self.pictures.token_grid:
@@ -122,12 +124,19 @@ class VLM(nn.Module):
         """What the decoder makes of packed rows layer by layer (`Decoder.hidden_states`): layers + 1 arrays."""
         return self.decoder.hidden_states(self.embed(batch), batch.positions, self._masks(batch))
 
-    def encode(self, images: UInt8[Array, "N H W 3"]) -> Float[Array, "N P D"]:
-        """Pictures -> the encoder's features, which `Batch.features` may carry in place of pictures."""
+    def encode(
+        self, images: UInt8[Array, "N H W 3"], tile_index: Int[Array, "N 3"] | None = None
+    ) -> Float[Array, "N P D"]:
+        """Image slots -> the encoder's features, which `Batch.features` may carry in place of pictures.
+
+        Args:
+            images: pixels.
+            tile_index: of the slots, for encoders whose tiles see each other (`encoders.slots_together` in a row).
+        """
         encoder = self.config.encoder
         if encoder is None:
             raise ValueError("VLM: this model has no image encoder, but the batch holds pictures; give it text only")
-        return self.encoder(normalise(images, encoder))
+        return run_encoder(self.encoder, normalise(images, encoder), tile_index)
 
     def embed(self, batch: Batch) -> Float[Array, "B S D"]:
         """Input embeddings: token embeddings, with visual tokens where `visual_index` says so."""
@@ -135,7 +144,8 @@ class VLM(nn.Module):
         features = batch.features
         if batch.images is not None:
             rows, slots = batch.images.shape[:2]
-            encoded = self.encode(batch.images.reshape(rows * slots, *batch.images.shape[2:]))
+            tiles = None if batch.tile_index is None else batch.tile_index.reshape(-1, 3)
+            encoded = self.encode(batch.images.reshape(rows * slots, *batch.images.shape[2:]), tiles)
             features = encoded.reshape(rows, slots, *encoded.shape[1:])
         if features is None:
             return x
