@@ -1,8 +1,9 @@
-"""Adapters: how the encoder's features meet the decoder. One file each; this is the union that configs choose from."""
+"""Adapters: how the encoder's features meet the decoder. One file each; this is the union that configs choose from.
 
-from vlm_jax.models.adapters.mlp import MLPAdapterConfig
-from vlm_jax.models.adapters.pooling import AveragePoolingConfig
-from vlm_jax.models.adapters.qformer import QFormerAdapterConfig
-from vlm_jax.models.adapters.resampler import ResamplerConfig
+Prompt-based ones stand in a union of their own (`prompt_based.py`), since they can make the memory of the others too.
+"""
 
-AdapterConfig = MLPAdapterConfig | AveragePoolingConfig | QFormerAdapterConfig | ResamplerConfig
+from vlm_jax.models.adapters.cross_attention import CrossAttentionConfig
+from vlm_jax.models.adapters.prompt_based import PromptAdapterConfig
+
+AdapterConfig = PromptAdapterConfig | CrossAttentionConfig

@@ -1,8 +1,8 @@
 """What every adapter has: how it meets the decoder, and what it costs. A new one is a file and a line of the union.
 
 Prompt-based adapters turn an image slot into visual tokens of the sequence: a config derived from `AdapterConfigBase`
-and a module derived from `PromptAdapter`. Cross-attention-based ones turn it into a memory that blocks of their own
-read.
+and a module derived from `PromptAdapter`; their line stands in `prompt_based.py`, since they can also make the memory
+of cross-attention. Cross-attention-based ones turn a slot into a memory that blocks of their own read.
 """
 
 import dataclasses
@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from vlm_jax.models.decoder import DecoderConfig
 from vlm_jax.models.layers import Precision, parameter
 from vlm_jax.models.states import FeatureMap
 from vlm_jax.pictures import Grid, Pictures
@@ -59,6 +60,24 @@ class AdapterConfigBase:
             separator: it also gives a separator of rows (`PromptAdapter`).
         """
         raise NotImplementedError
+
+    # What follows is for adapters that need more of the decoder than its width: those with blocks of their own.
+
+    def check(self, features: FeatureMap, decoder: DecoderConfig) -> None:
+        """Whether it fits this encoder and decoder; ValueError if not."""
+        self.prompt_tokens(features)
+
+    def build_for(self, features: FeatureMap, decoder: DecoderConfig, precision: Precision, separator: bool) -> Any:
+        """`build` for a decoder."""
+        return self.build(features, decoder.width, precision, separator)
+
+    def slot_flops(self, features: FeatureMap, decoder: DecoderConfig) -> float:
+        """`flops` with this decoder, for one image slot."""
+        return self.flops(features, decoder.width)
+
+    def token_flops(self, features: FeatureMap, decoder: DecoderConfig, slots: int) -> float:
+        """Forward FLOPs of blocks of its own for one position of a row with `slots` image slots; 0 = it has none."""
+        return 0.0
 
 
 class PromptAdapter(nn.Module):

@@ -1,0 +1,92 @@
+"""What gated cross-attention reads: image slots as tokens, and who may see which."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from vlm_jax.batch import Batch
+
+KeysAndValues = tuple[Float[Array, "*C B G K T"], Float[Array, "*C B G T K"]]
+"""In the layout of a cache: for each of C blocks, or of one."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Sight:
+    """Who reads which image slots, for Q positions."""
+
+    reads: Bool[Array, "B Q I"]
+    """Slots that a position's cross-attention reads; a position that reads none gets nothing from it."""
+    sees: Bool[Array, "B Q"]
+    """Positions that may see a slot at all."""
+
+    def part(self, start: int | Int[Array, ""], count: int) -> "Sight":
+        """Of `count` positions from `start` on."""
+        return jax.tree.map(lambda plane: jax.lax.dynamic_slice_in_dim(plane, start, count, axis=1), self)
+
+    def at(self, places: Int[Array, " B"]) -> "Sight":
+        """Of one position a row."""
+        take = jnp.take_along_axis
+        return Sight(take(self.reads, places[:, None, None], axis=1), take(self.sees, places[:, None], axis=1))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """What the blocks read: tokens of all image slots of a row, or the keys and values that were made of them."""
+
+    sight: Sight
+    tokens: Float[Array, "B T W"] | None = None
+    """T = I * M, slot by slot."""
+    kept: KeysAndValues | tuple[KeysAndValues, ...] | None = None
+    """Made once, for generation; a tuple with an entry a block for an unrolled decoder."""
+
+
+def visible_slots(batch: Batch, *, thumbnails: bool = True) -> Bool[Array, "B S I"]:
+    """True where a position (row) may see an image slot (column): those of its range that show something.
+
+    An example with a picture of two tiles and a black slot (1 2 .), text a, and a second example of text alone (b); a
+    third with two pictures (3 4), of which the last before a position is seen:
+
+              1 2 . 3 4                             visible_images
+            a . . . . .                             0 0
+            v # # . . .   v: place of a picture     0 3
+            a # # . . .                             0 3
+            b . . . . .                             0 0
+            v . . . # .                             3 4
+            c . . . # .                             3 4
+            v . . . . #                             4 5
+
+    Args:
+        batch: its visible_images, and image_ids and tile_index where it has them, are read.
+        thumbnails: whether the thumbnails of cut pictures are seen; not where they stand in the sequence (NVLM-H).
+    """
+    inside = _in_range(batch)
+    if batch.image_ids is not None:
+        inside &= (jnp.asarray(batch.image_ids) != 0)[:, None, :]
+    if batch.tile_index is not None:
+        tile, rows, columns = jnp.moveaxis(jnp.asarray(batch.tile_index), -1, 0)
+        shows = tile <= rows * columns
+        if not thumbnails:
+            shows &= (tile != 0) | (rows * columns <= 1)
+        inside &= shows[:, None, :]
+    return inside
+
+
+def own_slots(batch: Batch) -> Bool[Array, "B S I"]:
+    """True where an image slot, black or not, belongs to the position's example: where anyone of it may see it."""
+    segments = jnp.asarray(batch.segment_ids)
+    owner = jnp.where(_in_range(batch), segments[:, :, None], 0).max(axis=1)
+    return (owner[:, None, :] == segments[:, :, None]) & (segments != 0)[:, :, None]
+
+
+def _in_range(batch: Batch) -> Bool[Array, "B S I"]:
+    visible = batch.visible_images
+    pictures = batch.images if batch.images is not None else batch.features
+    assert visible is not None, "a batch for cross-attention has visible_images"
+    assert pictures is not None, "a batch for cross-attention has pictures"
+    slots = jnp.arange(pictures.shape[1])
+    first, end = jnp.asarray(visible)[:, :, :1], jnp.asarray(visible)[:, :, 1:]
+    return (slots >= first) & (slots < end)
