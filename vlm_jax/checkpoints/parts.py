@@ -85,12 +85,15 @@ def _fitted_decoder(
             f"{reference}: it embeds {found.vocabulary_size} tokens, the experiment's decoder only "
             f"{config.vocabulary_size}; raise model.decoder.vocabulary-size"
         )
-    same = dataclasses.replace(found, vocabulary_size=config.vocabulary_size)
+    same = found
+    if not found.input_only_tokens:
+        vocabulary, read = config.vocabulary_size, config.input_only_tokens
+        same = dataclasses.replace(found, vocabulary_size=vocabulary, input_only_tokens=read)
     _compare(reference, "decoder", _as_computed(same), _as_computed(config))
-    rows = config.vocabulary_size
-    params = {**params, "embedding": jax.jit(grow, static_argnums=(1, 2))(params["embedding"], rows, 0)}
+    grow_to = jax.jit(grow, static_argnums=(1, 2))
+    params = {**params, "embedding": grow_to(params["embedding"], config.embedded_tokens, 0)}
     if "head" in params:
-        params["head"] = jax.jit(grow, static_argnums=(1, 2))(params["head"], rows, 1)
+        params["head"] = grow_to(params["head"], config.vocabulary_size, 1)
     return _placed(params, dtype, abstract)
 
 

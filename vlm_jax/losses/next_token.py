@@ -56,7 +56,8 @@ def score_tokens(
 def _score(unembed: Unembed, hidden: Array, targets: Array) -> TokenScores:
     logits = unembed(hidden)
     largest = jnp.max(logits, -1)
-    target = jnp.take_along_axis(logits, targets[..., None], -1)[..., 0]
+    # A token that is only read has no logit; it is never a target with a weight.
+    target = jnp.take_along_axis(logits, targets[..., None], -1, mode="clip")[..., 0]
     log_normaliser = jax.nn.logsumexp(logits, -1)
     return TokenScores(log_normaliser - target, target >= largest)
 

@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from vlm_jax.models.attention import AttentionKernel, attention, attention_over_cache
 from vlm_jax.models.cache import KeyValueCache, empty_cache
+from vlm_jax.models.insertion import Inserted, scan_with_inserted
 from vlm_jax.models.layers import Activation, GatedMLP, Precision, Projection, RematPolicy, RMSNorm, parameter, remat
 from vlm_jax.models.rope import RopeScaling, Turns, rope_turns, rotary
 
@@ -32,6 +33,10 @@ class DecoderConfig:
     """Sizes of a decoder. Its layers repeat `pattern`, so alternating or inserted blocks are data."""
 
     vocabulary_size: int = 32_000
+    input_only_tokens: int = 0
+    """Tokens after those of the vocabulary that have an embedding but no logit: they are read and never written, such
+    as Llama 3.2's token for a picture's place.
+    """
     width: int = 768
     layers: int = 12
     heads: int = 12
@@ -80,9 +85,19 @@ class DecoderConfig:
             )
         if self.head_size % 2:
             raise ValueError(f"DecoderConfig: head_size {self.head_size} is odd; rotary positions turn pairs")
-        for name in ("context", "query_scale", "attention_softcap", "logit_softcap"):
+        if self.input_only_tokens and self.tied_embeddings:
+            raise ValueError(
+                "DecoderConfig: input_only_tokens have no logits, but tied_embeddings give every embedded token one; "
+                "set tied_embeddings False"
+            )
+        for name in ("input_only_tokens", "context", "query_scale", "attention_softcap", "logit_softcap"):
             if getattr(self, name) < 0:
                 raise ValueError(f"DecoderConfig: {name} is {getattr(self, name)}; it cannot be negative")
+
+    @property
+    def embedded_tokens(self) -> int:
+        """Rows of the embedding table: ids from 0 to this may stand in the input."""
+        return self.vocabulary_size + self.input_only_tokens
 
     @property
     def repeats(self) -> int:
@@ -230,7 +245,7 @@ class Decoder(nn.Module):
 
     def setup(self) -> None:
         c, init = self.config, nn.initializers.normal(0.02)
-        shape = (c.vocabulary_size, c.width)
+        shape = (c.embedded_tokens, c.width)
         self.embedding = parameter(self, "embedding", init, shape, ("vocab", "embed"), self.precision)
         scanned: Any = nn.scan(
             Pattern,
@@ -247,7 +262,7 @@ class Decoder(nn.Module):
             self.layers = scanned(c, self.precision)
         self.norm = RMSNorm(self.precision, c.norm_epsilon, c.norm_offset)
         if not c.tied_embeddings:
-            self.head = parameter(self, "head", init, shape[::-1], ("embed", "vocab"), self.precision)
+            self.head = parameter(self, "head", init, (c.width, c.vocabulary_size), ("embed", "vocab"), self.precision)
 
     def embed(self, tokens: Int[Array, "B S"]) -> Float[Array, "B S D"]:
         """Token ids -> their embeddings, in the compute dtype."""
@@ -260,6 +275,7 @@ class Decoder(nn.Module):
         positions: Int[Array, "B S"],
         masks: Masks,
         cache: KeyValueCache | None = None,
+        inserted: Inserted | None = None,
     ) -> tuple[Float[Array, "B S D"], KeyValueCache | None]:
         """Runs the layers and the final norm.
 
@@ -268,39 +284,69 @@ class Decoder(nn.Module):
             positions: position of each embedding in its example.
             masks: for each block of the pattern, True where query s may see key t; T = S, or the cache's slots.
             cache: if given, its last S claimed slots are written (`KeyValueCache.append` first).
+            inserted: blocks of an adapter that stand between the layers; None = the text LLM.
         """
-        (x, cache), _ = self._run(x, positions, masks, cache, every=False)
+        (x, cache), _ = self._run(x, positions, masks, cache, inserted, every=False)
         return self.norm(x), cache
 
     def hidden_states(
-        self, x: Float[Array, "B S D"], positions: Int[Array, "B S"], masks: Masks
+        self, x: Float[Array, "B S D"], positions: Int[Array, "B S"], masks: Masks, inserted: Inserted | None = None
     ) -> tuple[Float[Array, "B S D"], ...]:
-        """What `__call__` computes, layer by layer: layers + 1 arrays.
+        """What `__call__` computes, layer by layer: layers + 1 arrays, and one more for each inserted block.
 
-        The first is `x`, then comes what each layer gives, but the last one is taken after the final norm: these are
-        the `hidden_states` of transformers.
+        The first is `x`, then comes what each layer or block gives, but the last one is taken after the final norm:
+        these are the `hidden_states` of transformers.
         """
-        (last, _), blocks = self._run(x, positions, masks, None, every=True)
-        each = [block[repeat] for repeat in range(self.config.repeats) for block in blocks]
+        (last, _), each = self._run(x, positions, masks, None, inserted, every=True)
         return (x, *each[:-1], self.norm(last))
 
     def _run(
-        self, x: Array, positions: Array, masks: Masks, cache: KeyValueCache | None, *, every: bool
-    ) -> tuple[State, tuple[Float[Array, "R B S D"], ...]]:
-        """All layers; with `every` also what comes out of each block of the pattern, in each repeat."""
+        self,
+        x: Array,
+        positions: Array,
+        masks: Masks,
+        cache: KeyValueCache | None,
+        inserted: Inserted | None,
+        *,
+        every: bool,
+    ) -> tuple[State, tuple[Float[Array, "B S D"], ...]]:
+        """All layers; with `every` also what comes out of each layer and inserted block, in their order."""
         c = self.config
         turns = rope_turns(positions, c.head_size, c.rope_base, c.rope_scaling)
-        if not self.unrolled:
-            result: tuple[State, tuple[Array, ...]] = self.layers(
-                (x, cache), jnp.arange(c.repeats), turns, masks, every
-            )
-            return result
-        state: State = (x, cache)
-        outputs = []
-        for layer in self.layers:
-            state, blocks = layer(state, None, turns, masks, every)
-            outputs.append(blocks)
-        return state, jax.tree.map(lambda *each: jnp.stack(each), *outputs)
+        if self.unrolled:
+            return self._run_unrolled((x, cache), turns, masks, inserted, every)
+        given: Any = ()
+        if inserted is None:
+            state, outputs = self.layers((x, cache), jnp.arange(c.repeats), turns, masks, every)
+        else:
+            pattern: Any = Pattern(c, self.precision, parent=None)
+
+            def layer(state: State, entry: Any) -> Any:
+                params, repeat = entry
+                return pattern.apply({"params": params}, state, repeat, turns, masks, every)
+
+            layers = (nn.meta.unbox(self.layers.variables["params"]), jnp.arange(c.repeats))
+            places = tuple(place // len(c.pattern) for place in inserted.layers)
+            state, outputs, given = scan_with_inserted(layer, (x, cache), layers, inserted, places, every=every)
+        if not every:
+            return state, ()
+        before = {} if inserted is None else dict(zip(inserted.layers, given, strict=True))
+        each = [block[repeat] for repeat in range(c.repeats) for block in outputs]
+        return state, tuple(y for i, y in enumerate(each) for y in ([before[i], y] if i in before else [y]))
+
+    def _run_unrolled(
+        self, state: State, turns: Turns, masks: Masks, inserted: Inserted | None, every: bool
+    ) -> tuple[State, tuple[Float[Array, "B S D"], ...]]:
+        blocks = {} if inserted is None else dict(zip(inserted.layers, inserted.blocks, strict=True))
+        outputs: list[Array] = []
+        for repeat, layer in enumerate(self.layers):
+            block = blocks.get(repeat * len(self.config.pattern))
+            if inserted is not None and block is not None:
+                state = inserted.run(state[0], block), state[1]
+                outputs.append(state[0])
+            state, given = layer(state, None, turns, masks, every)
+            outputs += given
+        return state, tuple(outputs) if every else ()
 
     def unembed(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
         """Hidden states -> logits, float32."""

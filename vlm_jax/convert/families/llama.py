@@ -124,6 +124,7 @@ def write_config(config: Any) -> dict[str, Any] | None:
         f"the architecture {kind!r}",
         {
             f"embedding_scale {config.embedding_scale}": config.embedding_scale != 1,
+            "input_only_tokens": config.input_only_tokens,
             "post_norms": config.post_norms,
             f"query_scale {config.query_scale}": config.query_scale,
             "attention_softcap": config.attention_softcap,
