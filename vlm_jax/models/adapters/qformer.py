@@ -37,7 +37,8 @@ class QFormerAdapterConfig(AdapterConfigBase):
             raise ValueError(f"QFormerAdapterConfig: queries is {self.queries}; it must be at least 1")
         if self.instruction < 0 or self.instruction > q.text_length:
             raise ValueError(
-                f"QFormerAdapterConfig: instruction is {self.instruction}; it can be 0 to qformer.text_length, {q.text_length}"
+                f"QFormerAdapterConfig: instruction is {self.instruction}; it can be 0 to {q.text_length}, which is "
+                "qformer.text_length"
             )
         if bool(self.instruction) != bool(q.text_vocabulary) or bool(self.instruction) != q.text:
             raise ValueError(
