@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[3]
 PACKAGES = ("vlm_jax", "data_pipelines", "experiments")
-UNION = Path("vlm_jax/models/adapters/__init__.py")
+UNION = Path("vlm_jax/models/adapters/prompt_based.py")
 ADDED = Path("vlm_jax/models/adapters/weighted_mean.py")
 
 PROGRAM = """
@@ -27,7 +27,6 @@ from vlm_jax import cli
 from vlm_jax.checkpoints.reference import load_model
 from vlm_jax.config import Experiment, load_experiment
 from vlm_jax.errors import UserError
-from vlm_jax.models.adapters import WeightedMeanConfig
 from vlm_jax.models.flops import encoder_flops, training_flops
 from vlm_jax.overrides import apply_overrides
 from vlm_jax.serialise import from_plain, to_json
@@ -92,9 +91,11 @@ def copy(tmp_path_factory):
         shutil.copytree(ROOT / name, directory / name, ignore=shutil.ignore_patterns("__pycache__"))
     before = files_of(directory)
     (directory / ADDED).write_text(example_of_the_page(), encoding="utf-8")
-    union = before[UNION]
-    union = union.replace("\n\n", "\n\nfrom vlm_jax.models.adapters.weighted_mean import WeightedMeanConfig\n", 1)
-    union, count = re.subn(r"^AdapterConfig = (\(\s*)?", r"\g<0>WeightedMeanConfig | ", union, flags=re.MULTILINE)
+    first = "from vlm_jax.models.adapters.mlp import MLPAdapterConfig\n"
+    union = before[UNION].replace(
+        first, f"{first}from vlm_jax.models.adapters.weighted_mean import WeightedMeanConfig\n"
+    )
+    union, count = re.subn(r"(?<==)\s[\s(]*(?=MLPAdapterConfig\b)", r"\g<0>WeightedMeanConfig | ", union)
     assert count == 1
     (directory / UNION).write_text(union, encoding="utf-8")
     return directory, before, files_of(directory)

@@ -4,6 +4,22 @@ Prompt-based ones stand in a union of their own (`prompt_based.py`), since they 
 """
 
 from vlm_jax.models.adapters.cross_attention import CrossAttentionConfig
-from vlm_jax.models.adapters.prompt_based import PromptAdapterConfig
+from vlm_jax.models.adapters.prompt_based import (
+    AveragePoolingConfig,
+    MLPAdapterConfig,
+    PromptAdapterConfig,
+    QFormerAdapterConfig,
+    ResamplerConfig,
+)
 
 AdapterConfig = PromptAdapterConfig | CrossAttentionConfig
+
+__all__ = [
+    "AdapterConfig",
+    "AveragePoolingConfig",
+    "CrossAttentionConfig",
+    "MLPAdapterConfig",
+    "PromptAdapterConfig",
+    "QFormerAdapterConfig",
+    "ResamplerConfig",
+]
