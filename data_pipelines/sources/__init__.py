@@ -9,11 +9,15 @@ from data_pipelines.sources.guess import source_for
 from data_pipelines.sources.json_lines import JSONLines, JSONLinesSource
 from data_pipelines.sources.naming import source_name
 from data_pipelines.sources.parquet import Parquet, ParquetSource
+from data_pipelines.sources.python_topics import PythonTopics, PythonTopicsSource
+from data_pipelines.sources.shape_texts import ShapeTexts, ShapeTextsSource
 from data_pipelines.sources.text_questions import TextQuestion, TextQuestions, TextQuestionsSource
 from data_pipelines.sources.tfds import TFDS, TFDSSource
 from data_pipelines.sources.webdataset import WebDataset, WebDatasetSource
 
-SourceConfig = EasyVQA | TextQuestions | ArrayRecords | TFDS | Parquet | WebDataset | JSONLines
+SourceConfig = (
+    EasyVQA | TextQuestions | ShapeTexts | PythonTopics | ArrayRecords | TFDS | Parquet | WebDataset | JSONLines
+)
 """Union of the sources' configs. Each is opened by `open_source`, and `source_name` says what it is called."""
 
 
@@ -41,6 +45,8 @@ class Source(Protocol):
 _OPENERS: Mapping[type, Callable[[Any], Source]] = {
     EasyVQA: EasyVQASource,
     TextQuestions: TextQuestionsSource,
+    ShapeTexts: ShapeTextsSource,
+    PythonTopics: PythonTopicsSource,
     ArrayRecords: ArrayRecordsSource,
     Parquet: ParquetSource,
     WebDataset: WebDatasetSource,
@@ -64,6 +70,8 @@ __all__ = [
     "EasyVQA",
     "JSONLines",
     "Parquet",
+    "PythonTopics",
+    "ShapeTexts",
     "Source",
     "SourceConfig",
     "TextQuestion",
