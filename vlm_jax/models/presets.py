@@ -1,10 +1,18 @@
 """Named sizes. Each is a plain config that an experiment may take whole or `dataclasses.replace` in part."""
 
 import dataclasses
+import math
+from collections.abc import Callable
 
+from vlm_jax.models.adapters import AdapterConfig
+from vlm_jax.models.adapters.cross_attention import CrossAttentionConfig
 from vlm_jax.models.adapters.mlp import MLPAdapterConfig
+from vlm_jax.models.adapters.pooling import AveragePoolingConfig
+from vlm_jax.models.adapters.qformer import QFormerAdapterConfig
+from vlm_jax.models.adapters.resampler import ResamplerConfig
 from vlm_jax.models.decoder import DecoderConfig
 from vlm_jax.models.layers import Precision
+from vlm_jax.models.qformer import QFormerConfig
 from vlm_jax.models.vit import ConvStem, PatchStem, ViTConfig
 from vlm_jax.models.vlm import VLMConfig
 
@@ -126,3 +134,87 @@ def smollm2_135m(vocabulary_size: int = 49_152) -> DecoderConfig:
 
 
 PRESETS = {"mu": vlm_mu, "0.2b": vlm_200m, "2b": vlm_2b, "8b": vlm_8b}
+
+
+def _mlp(model: VLMConfig, tokens: int) -> AdapterConfig:
+    assert model.encoder is not None
+    side = math.isqrt(max(1, model.encoder.features.patches // tokens))
+    return MLPAdapterConfig(layers=2, pixel_shuffle=side)
+
+
+def _average_pooling(model: VLMConfig, tokens: int) -> AdapterConfig:
+    rows = max(rows for rows in range(1, math.isqrt(tokens) + 1) if tokens % rows == 0)
+    return AveragePoolingConfig(rows, tokens // rows)
+
+
+def _qformer(model: VLMConfig, tokens: int) -> AdapterConfig:
+    decoder = model.decoder
+    width = min(QFormerConfig().width, decoder.width)
+    heads = math.gcd(width, max(1, width // decoder.head_size))
+    layers = min(QFormerConfig().layers, decoder.layers)
+    return QFormerAdapterConfig(tokens, QFormerConfig(width, layers, heads, mlp_width=4 * width))
+
+
+def _resampler(model: VLMConfig, tokens: int) -> AdapterConfig:
+    assert model.encoder is not None
+    size = model.decoder.head_size
+    heads = max(1, model.encoder.features.width // size)
+    return ResamplerConfig(queries=tokens, layers=min(6, model.decoder.layers), heads=heads, head_size=size)
+
+
+def _idefics2_resampler(model: VLMConfig, tokens: int) -> AdapterConfig:
+    c = model.decoder
+    layers = min(3, c.layers)
+    return ResamplerConfig("idefics2", tokens, layers, c.heads, c.key_value_heads, c.head_size)
+
+
+def _blocks(model: VLMConfig) -> int:
+    """Layers from one block of cross-attention to the next: about an eighth of the decoder's, whole patterns."""
+    pattern = len(model.decoder.pattern)
+    return pattern * max(1, model.decoder.repeats // 8)
+
+
+def _cross_attention(model: VLMConfig, tokens: int) -> AdapterConfig:
+    return CrossAttentionConfig(every=_blocks(model))
+
+
+def _resampled_cross_attention(model: VLMConfig, tokens: int) -> AdapterConfig:
+    memory = _resampler(model, tokens)
+    assert isinstance(memory, ResamplerConfig)
+    return CrossAttentionConfig(every=_blocks(model), memory=memory)
+
+
+def _llama_cross_attention(model: VLMConfig, tokens: int) -> AdapterConfig:
+    return CrossAttentionConfig("llama", every=_blocks(model))
+
+
+def _hybrid(model: VLMConfig, tokens: int) -> AdapterConfig:
+    prompt = _mlp(model, tokens)
+    assert isinstance(prompt, MLPAdapterConfig)
+    return CrossAttentionConfig(every=_blocks(model), visible="all", prompt=prompt, prompt_slots="thumbnail")
+
+
+ADAPTERS: dict[str, Callable[[VLMConfig, int], AdapterConfig]] = {
+    "mlp": _mlp,
+    "average_pooling": _average_pooling,
+    "qformer": _qformer,
+    "resampler": _resampler,
+    "idefics2_resampler": _idefics2_resampler,
+    "cross_attention": _cross_attention,
+    "resampled_cross_attention": _resampled_cross_attention,
+    "llama_cross_attention": _llama_cross_attention,
+    "hybrid": _hybrid,
+}
+"""Adapters in the sizes of a model: (model, tokens) -> config, of which those that can choose give `tokens` visual
+tokens an image slot."""
+
+
+def with_adapter(model: VLMConfig, name: str, tokens: int = 0) -> VLMConfig:
+    """The same encoder and decoder, joined by another adapter.
+
+    Args:
+        model: with an encoder.
+        name: of `ADAPTERS`.
+        tokens: visual tokens an image slot, for those that can choose; 0 = as many as `model` has.
+    """
+    return dataclasses.replace(model, adapter=ADAPTERS[name](model, tokens or model.prompt_tokens))
