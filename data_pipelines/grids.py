@@ -14,9 +14,6 @@ All numbers are those of the models' own image processors, rounding included; si
 import dataclasses
 import math
 
-import numpy as np
-from jaxtyping import Int32
-
 from data_pipelines.image_files import BadImage
 from vlm_jax.pictures import Grid, Tiling
 
@@ -212,29 +209,3 @@ def shown_tokens(tiling: Tiling, height: int, width: int, grid: Grid, token_grid
         return Box(cut, 0, rows - 2 * cut, columns)
     cut = (columns - int(round(width * (rows / height), 7))) // 2
     return Box(0, cut, rows, columns - 2 * cut)
-
-
-def token_rows(grid: Grid, token_grid: Grid, shown: Box, per_slot: int, first_slot: int) -> Int32[np.ndarray, "R C"]:
-    """Visual indices of a grid's tokens, joined over its tiles, each row with the separator behind it (LLaVA-NeXT).
-
-    A grid of 1 x 2 tiles of 1 x 2 tokens and a separator each, in slots 1 and 2 (slot 0 is the thumbnail):
-
-        slot 0  0 1 2    slot 1  3 4 5    slot 2  6 7 8    ->    3 4 6 7 8
-
-    Args:
-        grid: of tiles.
-        token_grid: (rows, columns) of visual tokens of a tile.
-        shown: `shown_tokens`.
-        per_slot: N, visual tokens a slot; the last one is the separator, the same in every slot.
-        first_slot: of the first tile, counted from where visual indices begin.
-
-    Returns:
-        Rows of what is shown, with one column more than that for the separator.
-    """
-    rows, columns = (np.arange(tiles * tokens) for tiles, tokens in zip(grid, token_grid, strict=True))
-    tile = rows[:, None] // token_grid[0] * grid[1] + columns[None] // token_grid[1]
-    within = rows[:, None] % token_grid[0] * token_grid[1] + columns[None] % token_grid[1]
-    index = (first_slot + tile) * per_slot + within
-    index = index[shown.top : shown.top + shown.rows, shown.left : shown.left + shown.columns]
-    separator = (first_slot + grid[0] * grid[1]) * per_slot - 1
-    return np.pad(index, ((0, 0), (0, 1)), constant_values=separator).astype(np.int32)

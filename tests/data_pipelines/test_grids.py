@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from data_pipelines.grids import Box, canvas_size, choose_grid, fitted_size, longest_size, shown_tokens, token_rows
+from data_pipelines.grids import Box, canvas_size, choose_grid, fitted_size, longest_size, shown_tokens
 from data_pipelines.image_files import BadImage
 from vlm_jax.pictures import Tiling, grids_up_to
 
@@ -93,10 +93,3 @@ def test_tiles_need_not_be_square() -> None:
     tiling = Tiling(grids_up_to(4), "aspect", "centre")
     assert choose_grid(tiling, 100, 200, (100, 50)) == (1, 4)
     assert fitted_size(tiling, 100, 50, (1, 2), (100, 50)) == Box(0, 25, 100, 50)
-
-
-def test_rows_of_tokens_go_over_all_tiles_and_end_with_the_separator() -> None:
-    assert token_rows((1, 2), (1, 2), Box(0, 0, 1, 4), per_slot=3, first_slot=1).tolist() == [[3, 4, 6, 7, 8]]
-    found = token_rows((2, 2), (2, 2), Box(1, 0, 2, 4), per_slot=5, first_slot=0)
-    assert found.tolist() == [[2, 3, 7, 8, 19], [10, 11, 15, 16, 19]]
-    assert token_rows((1, 1), (2, 2), Box(1, 0, 0, 2), per_slot=5, first_slot=0).shape == (0, 3)

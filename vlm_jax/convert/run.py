@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 from jaxtyping import PyTree
 
+from vlm_jax.convert.run_cross import run_cross_attention
 from vlm_jax.convert.run_images import run_encoder
 from vlm_jax.convert.run_text import Arrays, read_text, run_decoder
 from vlm_jax.convert.run_tiles import TILE_INPUTS, run_tile_encoder
@@ -17,7 +18,7 @@ from vlm_jax.models.vlm import VLMConfig
 
 _TEXT = {"input_ids", "attention_mask", "position_ids"}
 _VISION = {"pixel_values"}
-_WHOLE = _TEXT | _VISION | {"token_type_ids", "pixel_attention_mask"}
+_WHOLE = _TEXT | _VISION | {"token_type_ids", "pixel_attention_mask", "image_sizes"}
 
 
 def run_hf_inputs(config: ModelConfig, params: PyTree, inputs: Mapping[str, np.ndarray]) -> Arrays:
@@ -38,6 +39,9 @@ def run_hf_inputs(config: ModelConfig, params: PyTree, inputs: Mapping[str, np.n
     if isinstance(config, TileViTConfig):
         _check_names(inputs, TILE_INPUTS)
         return run_tile_encoder(config, params, inputs)
+    if isinstance(config, VLMConfig) and isinstance(config.encoder, TileViTConfig):
+        _check_names(inputs, _TEXT | TILE_INPUTS | {"cross_attention_mask"})
+        return run_cross_attention(config, params, inputs)
     known = _WHOLE if isinstance(config, VLMConfig) else _TEXT if isinstance(config, DecoderConfig) else _VISION
     _check_names(inputs, known)
     if isinstance(config, VLMConfig):

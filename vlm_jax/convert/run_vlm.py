@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, PyTree
 
 from vlm_jax.convert.run_images import channels_last
+from vlm_jax.convert.run_joined import cut_pictures
 from vlm_jax.convert.run_text import Arrays, embed_tokens, read_text, run_decoder
 from vlm_jax.errors import UserError
 from vlm_jax.models.decoder import Decoder
@@ -22,10 +23,11 @@ def run_vlm(config: VLMConfig, params: PyTree, inputs: Mapping[str, np.ndarray])
         config: of an imported model: its `layout` says which token pictures replace.
         params: {"decoder", "encoder", "adapter"}.
         inputs: input_ids, and as they apply attention_mask, position_ids, token_type_ids [B, S] (0 = the prompt), and
-            pixel_values [N, 3, H, W] or [B, I, 3, H, W], where pictures that are all zero count as absent.
+            pixel_values [N, 3, H, W] or [B, I, 3, H, W], where pictures that are all zero count as absent. Of
+            LLaVA-NeXT tiles [N, T, 3, H, W] and image_sizes [N, 2], each picture's own (height, width).
 
     Raises:
-        UserError: if pictures and image tokens do not agree.
+        UserError: if pictures and image tokens, or tiles and sizes, do not agree.
     """
     layout = config.layout
     if layout is None or config.encoder is None:
@@ -42,11 +44,16 @@ def run_vlm(config: VLMConfig, params: PyTree, inputs: Mapping[str, np.ndarray])
     together = _together(layout, visual, inputs.get("token_type_ids"))
     if "pixel_values" not in inputs:
         return run_decoder(config.decoder, params["decoder"], text, embeddings, together, config.precision)
-    features = _visual_tokens(VLM(config), params, _pictures(inputs["pixel_values"]))
-    flat = features.reshape(-1, features.shape[-1])
+    if config.separator:
+        pictures, pixels, index = cut_pictures(config, inputs["pixel_values"], inputs.get("image_sizes"))
+        features = _visual_tokens(VLM(config), params, pixels)
+        features = flat = features.reshape(-1, features.shape[-1])[index]
+    else:
+        features = _visual_tokens(VLM(config), params, _pictures(inputs["pixel_values"]))
+        pictures, flat = len(features), features.reshape(-1, features.shape[-1])
     if len(flat) != visual.sum():
         raise UserError(
-            f"inputs: {len(features)} pictures make {len(flat)} visual tokens, but input_ids holds {visual.sum()} "
+            f"inputs: {pictures} pictures make {len(flat)} visual tokens, but input_ids holds {visual.sum()} "
             f"image tokens (id {layout.image_token}); repeat the image token for every one"
         )
     embeddings = embeddings.at[np.nonzero(visual)].set(flat.astype(embeddings.dtype))

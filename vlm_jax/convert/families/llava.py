@@ -149,15 +149,19 @@ def write_config(config: Any) -> dict[str, Any] | None:
     found = parts.encoder_and_adapter(config)
     if found is None or (config.layout and config.layout.bidirectional == "prompt"):
         return None
-    encoder, adapter = found
+    return write_fields(config, *found, "LLaVA")
+
+
+def write_fields(config: VLMConfig, encoder: ViTConfig, adapter: MLPAdapterConfig, name: str) -> dict[str, Any]:
+    """config.json of a VLM, whatever its pictures are cut into; `name` is what the architecture is called."""
     if adapter.layers != 2 or adapter.pixel_shuffle != 1 or adapter.hidden not in (0, config.decoder.width):
         raise UserError(
-            "LLaVA has an adapter with layers 2, hidden 0 and pixel_shuffle 1, but this one has layers "
+            f"{name} has an adapter with layers 2, hidden 0 and pixel_shuffle 1, but this one has layers "
             f"{adapter.layers}, hidden {adapter.hidden} and pixel_shuffle {adapter.pixel_shuffle}"
         )
     layout = parts.known_layout(config)
     refuse(
-        "LLaVA",
+        name,
         {
             "visual tokens that see each other in both directions (bidirectional_images of the template)": (
                 layout.bidirectional != "none"

@@ -93,6 +93,8 @@ def write_tower(config: ViTConfig, *, resamples: bool = False) -> dict[str, Any]
 
 
 def _tower(config: ViTConfig) -> Any:
+    if config.final_norm == "both":
+        raise UserError("an encoder like BLIP's (final_norm 'both') is known by itself and inside BLIP-2 only")
     if not config.class_token:
         return siglip
     if config.stem_norm:
@@ -101,9 +103,14 @@ def _tower(config: ViTConfig) -> Any:
     return internvl_vision if config.final_norm == "features" else dinov2
 
 
-def encoder_and_adapter(config: Any) -> tuple[ViTConfig, MLPAdapterConfig] | None:
-    """The parts of a VLM that the families here can express; None if it has others."""
-    if not isinstance(config, VLMConfig):
+def encoder_and_adapter(config: Any, *, tiled: bool = False) -> tuple[ViTConfig, MLPAdapterConfig] | None:
+    """The parts of a VLM that the families here can express; None if it has others.
+
+    Args:
+        config: of any model.
+        tiled: the family cuts pictures into tiles, and the others do not.
+    """
+    if not isinstance(config, VLMConfig) or (config.tiling is not None) != tiled:
         return None
     if not isinstance(config.encoder, ViTConfig) or not isinstance(config.adapter, MLPAdapterConfig):
         return None
