@@ -91,9 +91,10 @@ class ViTConfig:
     position_grid: tuple[int, int] | None = None
     """(rows, columns) that positions are learned for, where it is not the `grid` of `image_size`."""
     position_resampling: Resampling = "bicubic_antialias"
-    final_norm: Literal["features", "pooled", "none"] = "features"
+    final_norm: Literal["features", "pooled", "both", "none"] = "features"
     """features: the final norm is part of the features; pooled: it belongs to the pooled class token, and the features
-    are the last block's output (CLIP); none: there is none.
+    are the last block's output (CLIP); both: of the features, and of the pooled class token once more (BLIP); none:
+    there is none.
     """
     keep_class_token: bool = False
     """The class token is the first feature; else only patches are features."""
@@ -106,8 +107,8 @@ class ViTConfig:
             )
         if self.width % self.heads:
             raise ValueError(f"ViTConfig: width {self.width} does not divide by {self.heads} heads")
-        needs = "keep_class_token" if self.keep_class_token else "final_norm 'pooled'"
-        if not self.class_token and (self.keep_class_token or self.final_norm == "pooled"):
+        needs = "keep_class_token" if self.keep_class_token else f"final_norm {self.final_norm!r}"
+        if not self.class_token and (self.keep_class_token or self.final_norm in ("pooled", "both")):
             raise ValueError(f"ViTConfig: {needs} needs class_token")
 
     @property
@@ -278,9 +279,11 @@ class ViT(nn.Module):
             hidden += [] if stacked is None else list(stacked)
         pooled = None
         if c.final_norm != "none":
-            normed = LayerNorm(self.precision, c.norm_epsilon, name="norm")(x)
+            norm = LayerNorm(self.precision, c.norm_epsilon, name="norm")
+            normed = norm(x)
             pooled = normed[:, 0] if c.class_token else None
-            x = normed if c.final_norm == "features" else x
+            pooled = norm(normed[:, 0]) if c.final_norm == "both" else pooled
+            x = x if c.final_norm == "pooled" else normed
         return EncoderStates(tuple(hidden) if collect else (), x, pooled)
 
     def _embed(self, pixels: Float[Array, "N H W 3"], shown: Bool[Array, "N h w"] | None) -> Float[Array, "N T D"]:
