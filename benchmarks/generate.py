@@ -64,7 +64,9 @@ class Ours:
                 block_ids=zeros,
                 positions=np.arange(self.prompt, dtype=np.int32),
                 visual_index=zeros - 1,
+                pictures=zeros - 1,
                 images=(),
+                cuts=(),
                 id="",
                 source="",
             )

@@ -12,11 +12,12 @@ from typing import Literal
 
 import numpy as np
 
-from data_pipelines.chat_tokens import Linear, Pictures, linear
+from data_pipelines.chat_tokens import Linear, Shown, linear
 from data_pipelines.conversation import ChatWriter, Contents, Turn
 from data_pipelines.examples import Example, Image, Role, Text
 from data_pipelines.quarantine import BadRecord
-from data_pipelines.rendered import Rendered, Writer
+from data_pipelines.rendered import Rendered, Writer, template_ids
+from data_pipelines.tiles import Place
 from data_pipelines.tokenizers import Tokenizer
 from vlm_jax.errors import UserError
 
@@ -71,7 +72,7 @@ def render_chat(
     example: Example,
     tokenizer: Tokenizer,
     template: ChatTemplate,
-    prompt_tokens: int,
+    places: Sequence[Place],
     *,
     open_turn: Role | None = None,
 ) -> Rendered:
@@ -90,7 +91,7 @@ def render_chat(
         example: what to lay out: turns, or running text.
         tokenizer: gives ids.
         template: how.
-        prompt_tokens: N, positions a picture takes.
+        places: what stands for each of its pictures.
         open_turn: 'assistant' opens the assistant's turn at the end; running text is left open.
 
     Raises:
@@ -100,7 +101,7 @@ def render_chat(
     """
     if open_turn == "user":
         raise UserError("a chat template opens the assistant's turn only; ask for open_turn='assistant'")
-    pictures = _pictures(example, tokenizer, template, prompt_tokens)
+    pictures = _shown(example, tokenizer, template, places)
     texts = [text for text in (*example.trunk, *sum(example.branches, ())) if isinstance(text, Text)]
     try:
         if not any(text.role for text in texts):
@@ -116,14 +117,13 @@ def render_chat(
     except UnicodeEncodeError as error:
         raise BadRecord(f"a text holds half of a surrogate pair ({error.reason})", example.id) from None
     cut = _shared_length(paths, len(_turns(example.trunk))) if example.branches else len(paths[0].tokens)
-    return _joined(example, template, paths, cut)
+    return _joined(example, template, paths, cut, places)
 
 
-def _pictures(example: Example, tokenizer: Tokenizer, template: ChatTemplate, prompt_tokens: int) -> Pictures:
+def _shown(example: Example, tokenizer: Tokenizer, template: ChatTemplate, places: Sequence[Place]) -> Shown:
     if tokenizer.image_id is None and example.images:
         raise UserError("the tokenizer has no token for a picture's place; add one by with_image_token")
-    ids = (tokenizer.image_id or 0,) * prompt_tokens
-    return Pictures(ids, template.image_before, template.image_after, template.bidirectional_images)
+    return Shown(tuple(places), template.image_before, template.image_after, template.bidirectional_images)
 
 
 def _linear(
@@ -131,7 +131,7 @@ def _linear(
     learned: Sequence[bool],
     tokenizer: Tokenizer,
     template: ChatTemplate,
-    pictures: Pictures,
+    pictures: Shown,
     open_turn: bool,
 ) -> Linear:
     end = template.end_of_turn(tokenizer)
@@ -205,13 +205,15 @@ def _shown_after(turns: list[Turn], pictures: int, learned: list[bool]) -> list[
     return [*turns, Turn("user", "", before=pictures)]
 
 
-def _joined(example: Example, template: ChatTemplate, paths: Sequence[Linear], cut: int) -> Rendered:
+def _joined(
+    example: Example, template: ChatTemplate, paths: Sequence[Linear], cut: int, places: Sequence[Place]
+) -> Rendered:
     """Trunk and what each path adds to it, as arrays."""
     parts = [(0, paths[0], slice(0, cut))]
     if example.branches:
         parts += [(number, path, slice(cut, None)) for number, path in enumerate(paths, 1)]
 
-    def column(name: Literal["tokens", "loss", "visual", "blocks"], kind: type) -> np.ndarray:
+    def column(name: Literal["tokens", "loss", "visual", "blocks", "pictures"], kind: type) -> np.ndarray:
         return np.concatenate([np.array(getattr(path, name)[span], kind) for _, path, span in parts])
 
     lengths = [len(path.tokens[span]) for _, path, span in parts]
@@ -224,7 +226,9 @@ def _joined(example: Example, template: ChatTemplate, paths: Sequence[Linear], c
         block_ids=column("blocks", np.int32),
         positions=np.concatenate(positions) + np.int32(template.first_position),
         visual_index=column("visual", np.int32),
+        pictures=column("pictures", np.int32),
         images=example.images,
+        cuts=tuple(place.cut for place in places),
         id=example.id,
         source=example.source,
         labels=example.labels,
@@ -232,7 +236,7 @@ def _joined(example: Example, template: ChatTemplate, paths: Sequence[Linear], c
 
 
 def _render_running(
-    example: Example, tokenizer: Tokenizer, template: ChatTemplate, pictures: Pictures, left_open: bool
+    example: Example, tokenizer: Tokenizer, template: ChatTemplate, pictures: Shown, left_open: bool
 ) -> Rendered:
     if example.branches:
         raise BadRecord("a branch must open with a turn, not with running text")
@@ -245,22 +249,11 @@ def _render_running(
             ids, _ = tokenizer.encode_run(segment.text, first)
             writer.add(ids, float(segment.loss))
         else:
-            writer.add(_template_ids(pictures.before, tokenizer))
-            block = shown + 1 if template.bidirectional_images else 0
-            writer.add(pictures.ids, block=block, visual=shown * len(pictures.ids))
-            writer.add(_template_ids(pictures.after, tokenizer))
+            writer.add(template_ids(pictures.before, tokenizer))
+            writer.add_picture(pictures.places[shown], tokenizer, shown + 1 if pictures.bidirectional else 0)
+            writer.add(template_ids(pictures.after, tokenizer))
             shown += 1
         first = False
     if not left_open and any(text.loss for text in _turns(example.trunk)):
         writer.add([tokenizer.end_id], 1.0)
-    return writer.finish(example)
-
-
-def _template_ids(text: str, tokenizer: Tokenizer) -> list[int]:
-    """Ids of the template's own text, control tokens among it."""
-    ids: list[int] = []
-    at = 0
-    for start, end, id in tokenizer.find_control(text):
-        ids += [*tokenizer.encode_run(text[at:start], first=False)[0], id]
-        at = end
-    return ids + tokenizer.encode_run(text[at:], first=False)[0]
+    return writer.finish(example, pictures.places)

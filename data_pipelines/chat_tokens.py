@@ -8,17 +8,20 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from data_pipelines.conversation import Piece
+from data_pipelines.tiles import Place
 from data_pipelines.tokenizers import Found, Tokenizer
 
 _OTHER = "\ue0f2"
 
 
 @dataclasses.dataclass(frozen=True)
-class Pictures:
-    """What stands in the sequence for a picture: its tokens' ids, and text before and after them."""
+class Shown:
+    """What stands in the sequence for each picture, in order, and text before and after every one of them."""
 
-    ids: tuple[int, ...]
+    places: tuple[Place, ...]
     before: str = ""
     after: str = ""
     bidirectional: bool = False
@@ -33,6 +36,8 @@ class Linear:
     visual: list[int]
     """Which of the conversation's visual tokens stands here; -1 = none."""
     blocks: list[int]
+    pictures: list[int]
+    """Number of the picture whose place this is, from 0; -1 = text."""
     controls: list[int]
     """Indices of the control tokens."""
     pictures_end: int
@@ -44,29 +49,52 @@ class Linear:
 
 
 class _Token(NamedTuple):
-    """A token and the characters that it covers; visual >= 0 = a visual token."""
+    """A token and the characters that it covers.
+
+    picture: number of the picture whose place this is, from 0; -1 = text.
+    shows: it is no text, but stands for a picture: the visual token `visual` or, where that is -1, the picture itself.
+    """
 
     id: int
     start: int
     end: int
     control: bool = False
+    picture: int = -1
+    shows: bool = False
     visual: int = -1
 
 
 @dataclasses.dataclass
 class _Stretch:
-    """Text between two pictures, from character `start` of the whole text; its first `tail` belong to a picture."""
+    """Text between two runs of visual tokens, from character `start` of the whole text.
+
+    run: visual tokens before it, of picture `picture` (from 0).
+    marks: (start, end, picture) of characters that belong to a picture's place.
+    tail: so many of its first characters stand behind a picture as the template's text after it, marks included.
+    """
 
     start: int
     text: str = ""
     masked: str = ""
+    run: np.ndarray | None = None
+    picture: int = -1
+    marks: list[tuple[int, int, int]] = dataclasses.field(default_factory=list)
     tail: int = 0
-    after_picture: bool = False
 
     def add(self, text: str, own: bool) -> None:
         """Appends; `own` = a message's words, in which no control token is looked for."""
         self.text += text
         self.masked += "".join(c if c.isspace() else _OTHER for c in text) if own else text
+
+    def add_mark(self, text: str, picture: int) -> None:
+        """Appends a mark of a picture's tile."""
+        if text:
+            self.marks.append((self.end, self.end + len(text), picture))
+            self.add(text, own=False)
+
+    def picture_at(self, character: int) -> int:
+        """The picture whose mark the character belongs to; -1 = none."""
+        return next((number for start, end, number in self.marks if start <= character < end), -1)
 
     @property
     def end(self) -> int:
@@ -76,7 +104,7 @@ class _Stretch:
 def linear(
     pieces: Sequence[Piece],
     tokenizer: Tokenizer,
-    pictures: Pictures,
+    pictures: Shown,
     *,
     learned: Sequence[bool],
     closing: Sequence[int | None],
@@ -88,7 +116,7 @@ def linear(
     Args:
         pieces: the conversation, as its template wrote it.
         tokenizer: gives ids.
-        pictures: what stands for a picture.
+        pictures: what stands for pictures.
         learned: per turn, whether it carries loss.
         closing: per turn, the control token that ends it; None = not known.
         add_end: put that token behind the text of every learned turn, since the template does not.
@@ -100,7 +128,7 @@ def linear(
         for (_, stop), is_learned, id in zip(words, learned, closing, strict=True)
         if add_end and is_learned and id is not None
     ]
-    tokens = list(_tokens(stretches, tokenizer, pictures, ends))
+    tokens = list(_tokens(stretches, tokenizer, ends))
     bos = tokenizer.bos_id
     if add_bos and bos is not None and not (tokens and tokens[0].control and tokens[0].id == bos):
         tokens.insert(0, _Token(bos, 0, 0, control=True))
@@ -114,13 +142,12 @@ def linear(
             loss[first:last] = [1.0] * (last - first)
         starts.append(first)
         stops.append(last)
-    size = max(len(pictures.ids), 1)
-    visual = [token.visual for token in tokens]
     return Linear(
         tokens=[token.id for token in tokens],
         loss=loss,
-        visual=visual,
-        blocks=[v // size + 1 if pictures.bidirectional and v >= 0 else 0 for v in visual],
+        visual=[token.visual for token in tokens],
+        blocks=[token.picture + 1 if pictures.bidirectional else 0 for token in tokens],
+        pictures=[token.picture for token in tokens],
         controls=[i for i, token in enumerate(tokens) if token.control],
         pictures_end=_pictures_end(tokens, stretches),
         turn_starts=starts,
@@ -128,16 +155,24 @@ def linear(
     )
 
 
-def _stretches(pieces: Sequence[Piece], turns: int, pictures: Pictures) -> tuple[list[_Stretch], list[tuple[int, int]]]:
-    """The text between pictures, and where in the whole text the words of every turn stand."""
+def _stretches(pieces: Sequence[Piece], turns: int, pictures: Shown) -> tuple[list[_Stretch], list[tuple[int, int]]]:
+    """The text between visual tokens, and where in the whole text the words of every turn stand."""
     stretches = [_Stretch(0)]
     words = [(0, 0)] * turns
+    number = visual_tokens = 0
     for piece in pieces:
         now = stretches[-1]
         if piece.picture:
+            place = pictures.places[number]
             now.add(pictures.before, own=False)
-            stretches.append(_Stretch(now.end, tail=len(pictures.after), after_picture=True))
+            for mark, visual in place.runs:
+                stretches[-1].add_mark(mark, number)
+                stretches.append(_Stretch(stretches[-1].end, run=visual + visual_tokens, picture=number))
+            stretches[-1].tail = len(place.after) + len(pictures.after)
+            stretches[-1].add_mark(place.after, number)
             stretches[-1].add(pictures.after, own=False)
+            number += 1
+            visual_tokens += place.visual_tokens
             continue
         start = now.end
         now.add(piece.text, own=piece.turn >= 0)
@@ -146,20 +181,19 @@ def _stretches(pieces: Sequence[Piece], turns: int, pictures: Pictures) -> tuple
     return stretches, words
 
 
-def _tokens(
-    stretches: Sequence[_Stretch], tokenizer: Tokenizer, pictures: Pictures, ends: Sequence[Found]
-) -> Iterator[_Token]:
-    for number, stretch in enumerate(stretches):
-        if number:
-            shown = (number - 1) * len(pictures.ids)
-            yield from (_Token(id, stretch.start, stretch.start, visual=shown + i) for i, id in enumerate(pictures.ids))
+def _tokens(stretches: Sequence[_Stretch], tokenizer: Tokenizer, ends: Sequence[Found]) -> Iterator[_Token]:
+    image_id = tokenizer.image_id or 0
+    for stretch in stretches:
+        if stretch.run is not None:
+            at, picture = stretch.start, stretch.picture
+            yield from (_Token(image_id, at, at, False, picture, True, visual) for visual in stretch.run.tolist())
         control = tokenizer.find_control(stretch.masked)
         found = [Found(f.start + stretch.start, f.end + stretch.start, f.id) for f in control]
         inside = [f for f in ends if stretch.start < f.start <= stretch.end]
         at = stretch.start
         for start, end, id in sorted([*found, *inside]):
             yield from _run(stretch, at, start, tokenizer)
-            yield _Token(id, start, end, control=True)
+            yield _Token(id, start, end, control=True, picture=stretch.picture_at(start))
             at = end
         yield from _run(stretch, at, stretch.end, tokenizer)
 
@@ -169,25 +203,26 @@ def _run(stretch: _Stretch, start: int, end: int, tokenizer: Tokenizer) -> Itera
         return
     text = stretch.text[start - stretch.start : end - stretch.start]
     # A picture before the first text has no characters here, so its stretch begins at 0 too, but not the sequence.
-    ids, spans = tokenizer.encode_run(text, first=start == 0 and not stretch.after_picture)
-    yield from (_Token(id, start + a, start + b) for id, (a, b) in zip(ids, spans, strict=True))
+    ids, spans = tokenizer.encode_run(text, first=start == 0 and stretch.run is None)
+    for id, (a, b) in zip(ids, spans, strict=True):
+        yield _Token(id, start + a, start + b, picture=stretch.picture_at(start + a) if stretch.marks else -1)
 
 
 def _reaches(token: _Token, start: int) -> bool:
     """Whether the token covers the character at `start`, or stands behind it."""
     if token.control:
         return token.start >= start > 0
-    return token.visual < 0 and token.end > start
+    return not token.shows and token.end > start
 
 
 def _end_of_turn(tokens: Sequence[_Token], first: int, stop: int, limit: int, closing: int | None) -> int:
     """Tokens up to the end of the words that stop at character `stop`, with the token that ends the turn if any."""
     last = first
-    while last < len(tokens) and tokens[last].start < stop and tokens[last].visual < 0:
+    while last < len(tokens) and tokens[last].start < stop and not tokens[last].shows:
         last += 1
     for number in range(last, len(tokens)):
         token = tokens[number]
-        if token.visual >= 0 or token.start >= limit:
+        if token.shows or token.start >= limit:
             break
         if token.control:
             return number + 1 if token.id == closing else last
@@ -196,7 +231,7 @@ def _end_of_turn(tokens: Sequence[_Token], first: int, stop: int, limit: int, cl
 
 def _pictures_end(tokens: Sequence[_Token], stretches: Sequence[_Stretch]) -> int:
     """Tokens up to the end of the last picture and of the text after it."""
-    shown = [i for i, token in enumerate(tokens) if token.visual >= 0]
+    shown = [i for i, token in enumerate(tokens) if token.shows]
     if not shown:
         return 0
     end = stretches[-1].start + stretches[-1].tail

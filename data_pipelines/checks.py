@@ -14,6 +14,8 @@ from data_pipelines.examples import Example, Image, Segment, Text
 from data_pipelines.images import FILE_LIMIT
 from data_pipelines.quarantine import BadRecord
 from data_pipelines.rendered import Rendered
+from data_pipelines.tiles import place_of
+from vlm_jax.pictures import Pictures
 
 TEXT_LIMIT = 1_000_000
 """Characters of one text: a book. Longer ones are files that were taken for texts."""
@@ -66,27 +68,55 @@ def is_visible(text: str) -> bool:
     return any(unicodedata.category(c) not in _INVISIBLE and c not in _BLANK for c in text)
 
 
-def check_slots(rendered: Rendered, prompt_tokens: int) -> None:
+def check_slots(rendered: Rendered, prompt_tokens: int, pictures: Pictures = Pictures()) -> None:
     """Refuses an example whose places for visual tokens are not exactly those of its pictures, in order.
 
     Args:
         rendered: The example as arrays.
-        prompt_tokens: N, positions that a picture takes.
+        prompt_tokens: N, visual tokens a slot.
+        pictures: How pictures are cut, and which of their slots stand in the sequence.
 
     Raises:
         BadRecord: with both numbers.
     """
-    places = rendered.visual_index[rendered.visual_index >= 0]
-    expected = len(rendered.images) * prompt_tokens
-    if len(places) == expected and bool((places == np.arange(expected)).all()):
+    shown = np.flatnonzero(rendered.visual_index >= 0)
+    places = rendered.visual_index[shown]
+    expected = _expected(rendered, prompt_tokens, pictures)
+    matching = len(rendered.cuts) == len(rendered.images) and _is_repeated(places, expected)
+    if matching and (len(places) or not rendered.images or _is_marked(rendered)):
         return
-    places = np.unique(places)  # several positions may show one visual token
-    if not np.array_equal(places, np.arange(expected)):
-        raise BadRecord(
-            f"{len(places)} places for visual tokens, but {len(rendered.images)} pictures of {prompt_tokens} make "
-            f"{expected}: its template and the model's adapter must agree on the tokens a picture",
-            rendered.id,
-        )
+    slots = "" if pictures.tiling is None else f" in {rendered.slots} image slots"
+    raise BadRecord(
+        f"{len(places)} places for visual tokens, but {len(rendered.images)} pictures{slots} of {prompt_tokens} make "
+        f"{len(expected)}: its template and the model's adapter must agree on the tokens a picture",
+        rendered.id,
+    )
+
+
+def _expected(rendered: Rendered, prompt_tokens: int, pictures: Pictures) -> np.ndarray:
+    """The visual tokens of the example's pictures, as they must stand in the sequence."""
+    if pictures.tiling is None or not prompt_tokens:
+        return np.arange(len(rendered.images) * prompt_tokens)
+    parts, first = [np.zeros(0, np.int32)], 0
+    for cut in rendered.cuts:
+        place = place_of(cut, prompt_tokens, pictures)
+        parts.append(place.visual + first)
+        first += place.visual_tokens
+    return np.concatenate(parts)
+
+
+def _is_repeated(places: np.ndarray, expected: np.ndarray) -> bool:
+    """Whether all that is expected stands there in order, once or, in branches that share nothing, several times."""
+    if len(places) == len(expected):
+        return bool((places == expected).all())
+    if not len(expected) or not len(places) or len(places) % len(expected):
+        return False
+    return bool((places.reshape(-1, len(expected)) == expected).all())
+
+
+def _is_marked(rendered: Rendered) -> bool:
+    """Whether every picture has a place, though no visual token stands there."""
+    return np.array_equal(np.unique(rendered.pictures[rendered.pictures >= 0]), np.arange(len(rendered.images)))
 
 
 def _check_segment(segment: Segment, number: int) -> None:

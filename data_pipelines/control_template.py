@@ -7,10 +7,12 @@ A turn is its opening token, the text's ids and <end>; the loss, where there is 
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 from data_pipelines.examples import Example, Role, Text
 from data_pipelines.quarantine import BadRecord
 from data_pipelines.rendered import Rendered, Writer
+from data_pipelines.tiles import Place
 from data_pipelines.tokenizers import Tokenizer
 from vlm_jax.errors import UserError
 
@@ -39,7 +41,7 @@ class _TurnWriter(Writer):
                 f"the tokenizer has no control token for {', '.join(missing)}, which this template is made of; "
                 "choose a chat template, or train a tokenizer"
             )
-        self.bos_id, self.image_id = ids["bos_id"], ids["image_id"]
+        self.bos_id = ids["bos_id"]
         self.opening = {"user": ids["user_id"], "assistant": ids["assistant_id"]}
 
     def text(self, text: Text) -> None:
@@ -60,13 +62,13 @@ def render(
     example: Example,
     tokenizer: Tokenizer,
     template: TemplateConfig,
-    prompt_tokens: int,
+    places: Sequence[Place],
     *,
     open_turn: Role | None = None,
 ) -> Rendered:
     """Lays an example out as token ids.
 
-    With two questions about one picture, prompt_tokens = 2 (U, A are turn tokens, E ends a turn, q and a are text):
+    With two questions about one picture of two visual tokens (U, A are turn tokens, E ends a turn, q and a are text):
 
         tokens        bos img img  U q E A a E   U q E A a E
         loss            0   0   0  0 0 0 0 1 1   0 0 0 0 1 1
@@ -83,7 +85,7 @@ def render(
         example: what to lay out.
         tokenizer: gives ids and control tokens.
         template: the options.
-        prompt_tokens: N, positions a picture takes.
+        places: what stands for each of its pictures.
         open_turn: opens a turn at the end of every branch (or of the trunk, where there is no branch) for generation.
 
     Raises:
@@ -92,7 +94,7 @@ def render(
     """
     writer = _TurnWriter(tokenizer)
     try:
-        _write_trunk(writer, example, template, prompt_tokens, open_turn)
+        _write_trunk(writer, example, template, places, open_turn)
         trunk_end = writer.position
         for number, branch in enumerate(example.branches, 1):
             if branch[0].role is None:
@@ -104,11 +106,11 @@ def render(
                 writer.add([writer.opening[open_turn]])
     except UnicodeEncodeError as error:
         raise BadRecord(f"a text holds half of a surrogate pair ({error.reason})", example.id) from None
-    return writer.finish(example)
+    return writer.finish(example, places)
 
 
 def _write_trunk(
-    writer: _TurnWriter, example: Example, template: TemplateConfig, prompt_tokens: int, open_turn: Role | None
+    writer: _TurnWriter, example: Example, template: TemplateConfig, places: Sequence[Place], open_turn: Role | None
 ) -> None:
     tokenizer = writer.tokenizer
     writer.add([writer.bos_id])
@@ -118,7 +120,7 @@ def _write_trunk(
             writer.text(segment)
             continue
         block = pictures + 1 if template.bidirectional_images else 0
-        writer.add([writer.image_id] * prompt_tokens, block=block, visual=pictures * prompt_tokens)
+        writer.add_picture(places[pictures], tokenizer, block)
         pictures += 1
     if example.branches:
         return

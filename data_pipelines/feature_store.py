@@ -80,7 +80,19 @@ class FeatureStore:
             BadImage: if the picture's file cannot be read.
             UserError: if the cache is damaged.
         """
-        found = self._found.get(digest(image))
+        return self._kept(digest(image))
+
+    def read_slots(self, image: Image, count: int) -> list[Features] | None:
+        """The features of the slots that a picture is cut into; None if they are not all kept.
+
+        Raises: as `read`.
+        """
+        name = digest(image)
+        found = [self._kept(slot_name(name, slot)) for slot in range(count)]
+        return None if any(features is None for features in found) else found  # type: ignore[return-value]
+
+    def _kept(self, name: str) -> Features | None:
+        found = self._found.get(name)
         if found is None:
             return None
         array, row, checksum = found
@@ -155,6 +167,11 @@ def digest(image: Image) -> str:
         BadImage: if the file cannot be read.
     """
     return hashlib.sha256(file_bytes(image)).hexdigest()[:32]
+
+
+def slot_name(digest: str, slot: int) -> str:
+    """What a slot of a picture that is cut is kept as."""
+    return f"{digest}.{slot}"
 
 
 def distinct_pictures(mixture: Sequence[MixtureEntry]) -> dict[str, Image]:

@@ -13,6 +13,8 @@ JPEG = b"\xff\xd8"
 _LENGTH = struct.Struct(">I")
 _SEEN = (b"tRNS", b"eXIf")
 """Chunks of a PNG that may be left out by the standard, and change what is seen."""
+_ORIENTATION = 0x0112
+"""EXIF's tag of how a picture is to be turned."""
 _SCANS = 500
 """A progressive JPEG with more scans is no photograph, but made to keep a decoder busy: each goes over all pixels."""
 
@@ -78,6 +80,25 @@ def size_in_header(data: bytes) -> tuple[int, int] | None:
     except PIL.Image.DecompressionBombError:
         return _IMMENSE
     except (OSError, ValueError, SyntaxError, KeyError, OverflowError, RuntimeError, Warning):
+        return None
+
+
+def is_turned(data: bytes) -> bool | None:
+    """Whether height and width change places when the picture is decoded (its EXIF orientation); None = not known."""
+    if data.startswith((b"GIF8", b"BM")):
+        return False
+    if data.startswith(PNG):
+        return None if b"eXIf" in data else False
+    if data.startswith(b"RIFF"):
+        return None if b"EXIF" in data else False
+    if not data.startswith(JPEG):
+        return None
+    if b"Exif\0" not in data[: 1 << 16]:
+        return False
+    try:
+        with PIL.Image.open(io.BytesIO(data)) as picture:
+            return int(picture.getexif().get(_ORIENTATION, 1)) in (5, 6, 7, 8)
+    except (OSError, ValueError, SyntaxError, TypeError):
         return None
 
 

@@ -14,7 +14,7 @@ from jaxtyping import UInt8
 
 from data_pipelines.examples import Image
 from data_pipelines.image_decoding import Pixels, decode_bytes
-from data_pipelines.image_files import BadImage, size_in_header, whole
+from data_pipelines.image_files import BadImage, is_turned, size_in_header, whole
 from vlm_jax.errors import UserError
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "file_bytes",
     "prepare",
     "resize",
+    "size_as_seen",
 ]
 
 _INTERPOLATIONS = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC, "area": cv2.INTER_AREA}
@@ -136,6 +137,23 @@ def decode(image: Image, at_least: tuple[int, int] | None = None) -> Pixels:
         return decode_bytes(whole(data), _reduction(size, at_least) if at_least else 1)
     except BadImage as error:
         raise BadImage(f"{name}: {error}") from None
+
+
+def size_as_seen(image: Image) -> tuple[int, int]:
+    """(height, width) of what `decode` gives, from the file's header where that tells.
+
+    Raises:
+        BadImage: as `decode`, as far as the header shows it.
+    """
+    data = file_bytes(image)
+    name = f"'{image.path}'" if image.path is not None else f"{len(data)} bytes"
+    if not data:
+        raise BadImage(f"{name}: the picture is empty")
+    width, height = _checked_size(data, name)
+    turned = is_turned(data)
+    if turned is None:
+        return decode(image).shape[:2]
+    return (width, height) if turned else (height, width)
 
 
 def resize(pixels: Pixels, size: tuple[int, int], preprocessing: ImagePreprocessing) -> UInt8[np.ndarray, "H W 3"]:

@@ -20,9 +20,10 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Shaped
+from jaxtyping import Int32, Shaped
 
 from data_pipelines import images as pictures
+from data_pipelines.examples import Image
 from data_pipelines.feature_store import FeatureStore
 from data_pipelines.mixture import DataConfig, MixtureEntry, StageData, host_rows, host_shards
 from data_pipelines.packing import Planes
@@ -31,6 +32,7 @@ from data_pipelines.quarantine import Quarantine
 from data_pipelines.shard import STOP_AFTER, AllRejectedError, Item, Rejected, Shard, records_used
 from data_pipelines.sources import Source, open_source
 from data_pipelines.template import Processor
+from data_pipelines.tiles import Cut
 from vlm_jax.batch import Batch, BatchInfo
 from vlm_jax.errors import UserError
 
@@ -132,8 +134,9 @@ class Loader:
     ) -> None:
         self._data, self._processor, self._seed, self._quarantine = data, processor, seed, quarantine
         self._features = features
+        self._cuts = processor.pictures.tiling is not None
         self._pixels = (
-            PictureMemory(processor.pixels, data.keep_pictures << 20) if data.keep_pictures else processor.pixels
+            PictureMemory(processor.slots, data.keep_pictures << 20) if data.keep_pictures else processor.slots
         )
         self._titles = tuple(entry.title for entry in data.mixture)
         sources = [open_source(entry.source) for entry in data.mixture]
@@ -222,7 +225,7 @@ class Loader:
             return None
         planes = Planes.empty(len(items), data.length, processor.tokenizer.pad_id)
         for row, examples in enumerate(items):
-            planes.write(row, [item.rendered for item in examples], processor.prompt_tokens)
+            planes.write(row, [item.rendered for item in examples], processor.prompt_tokens, processor.pictures)
         images, decoded = None, []
         if data.images:
             images = self._empty(len(items), data.images)
@@ -246,31 +249,46 @@ class Loader:
         slot = 0
         for number, item in enumerate(row):
             first = slot
-            slot += len(item.rendered.images)
+            slot += item.size.images
             try:
-                for place, image in enumerate(self._shown(item), first):
-                    out[place] = image
+                place = first
+                for shown in self._shown(item):
+                    out[place : place + len(shown)] = shown
+                    place += len(shown)
             except pictures.BadImage as error:
                 bad[number] = Rejected(item.entry, item.record_id, str(error))
                 out[first:slot] = 0
         return bad
 
-    def _shown(self, item: Item) -> Iterator[Shaped[np.ndarray, "*picture"]]:
-        """Pixels of an example's pictures, or the features that are kept of them."""
+    def _shown(self, item: Item) -> Iterator[Sequence[Shaped[np.ndarray, "*picture"]]]:
+        """For each of an example's pictures the pixels of its slots, or the features that are kept of them."""
         augmentation = self._data.mixture[item.entry].augmentation
         rng = np.random.default_rng(item.picture_seed) if augmentation else _NO_CHANCE
-        for image in item.rendered.images:
-            kept = None if self._features is None else self._features.read(image)
-            if kept is not None:
-                yield kept
-                continue
-            pixels = self._pixels(image)
+        for image, cut in zip(item.rendered.images, item.rendered.cuts, strict=True):
             if self._features is not None:
-                raise UserError(
-                    f"{self._features.directory}: features of {item.rendered.id} are not kept, its picture has changed "
-                    "since; remove this directory, and the features are made anew"
-                )
-            yield pixels if augmentation is None else pictures.augment(pixels, augmentation, rng)
+                yield self._kept(image, cut, item)
+            elif augmentation is None:
+                yield self._pixels(image, cut)
+            elif self._cuts:
+                # Of the whole picture: its tiles must still fit together.
+                yield self._processor.slots(image, cut, lambda whole: pictures.augment(whole, augmentation, rng))
+            else:
+                yield [pictures.augment(self._pixels(image, cut)[0], augmentation, rng)]
+
+    def _kept(self, image: Image, cut: Cut, item: Item) -> Sequence[Shaped[np.ndarray, "P D"]]:
+        assert self._features is not None
+        if self._cuts:
+            kept = self._features.read_slots(image, cut.slots)
+        else:
+            whole = self._features.read(image)
+            kept = None if whole is None else [whole]
+        if kept is None:
+            self._pixels(image, cut)
+            raise UserError(
+                f"{self._features.directory}: features of {item.rendered.id} are not kept, its picture has changed "
+                "since; remove this directory, and the features are made anew"
+            )
+        return kept
 
     def _finish(self, packed: _Packed) -> tuple[Batch, BatchInfo]:
         """Waits for the pictures, turns examples without them into padding, and shifts."""
@@ -285,21 +303,19 @@ class Loader:
         return self._batch(packed, bad), self._info(packed)
 
     def _batch(self, packed: _Packed, bad: list[dict[int, Rejected]]) -> Batch:
-        planes, budget = packed.planes, self._data.budget
+        planes, budget, wanted = packed.planes, self._data.budget, self._processor.pictures
         targets, loss_weights = planes.shifted()
         source_ids = np.full((len(packed.items), budget.entries), -1, np.int32)
         pair_ids, labels = np.full_like(source_ids, -1), np.full(source_ids.shape, -1, np.float32)
-        image_ids = np.zeros((len(packed.items), budget.images), np.int32)
         for row, items in enumerate(packed.items):
-            slot, entry = 0, 0
+            entry = 0
             for number, item in enumerate(items):
                 size, learned = item.size, item.rendered.labels
                 if number not in bad[row]:
                     source_ids[row, entry : entry + size.entries] = item.entry
-                    image_ids[row, slot : slot + size.images] = np.arange(slot + 1, slot + size.images + 1)
                     labels[row, entry : entry + len(learned)] = learned
                     pair_ids[row, entry : entry + len(learned)] = number if len(learned) > 1 else -1
-                slot, entry = slot + size.images, entry + size.entries
+                entry += size.entries
         fields: dict[str, Any] = {
             "tokens": planes.tokens,
             "targets": targets,
@@ -313,12 +329,33 @@ class Loader:
         }
         if packed.images is not None:
             fields["images" if self._features is None else "features"] = packed.images
-            fields["image_ids"] = image_ids
-            fields["tile_index"] = (image_ids[..., None] > 0) * np.array([0, 1, 1], np.int32)
-            fields["visual_index"] = planes.visual_index
+            fields["image_ids"], fields["tile_index"] = self._slots(packed.items, bad)
+            if self._processor.prompt_tokens:
+                fields["visual_index"] = planes.visual_index
+            if wanted.visible is not None:
+                fields["visible_images"] = planes.visible_images
         if self._data.has_preferences:
             fields |= {"pair_ids": pair_ids, "labels": labels}
         return Batch(**fields)
+
+    def _slots(
+        self, rows: list[list[Item]], bad: list[dict[int, Rejected]]
+    ) -> tuple[Int32[np.ndarray, "B I"], Int32[np.ndarray, "B I 3"]]:
+        """(image_ids, tile_index): whose slot each is; 0 where it is unused."""
+        image_ids = np.zeros((len(rows), self._data.images), np.int32)
+        tile_index = np.zeros((*image_ids.shape, 3), np.int32)
+        for row, items in enumerate(rows):
+            slot, picture = 0, 1
+            for number, item in enumerate(items):
+                cuts, size = item.rendered.cuts, item.size.images
+                if cuts and number not in bad[row]:
+                    span = slice(slot, slot + size)
+                    image_ids[row, span] = np.repeat(np.arange(picture, picture + len(cuts)), [c.slots for c in cuts])
+                    tile_index[row, span] = (
+                        np.concatenate([cut.tile_index for cut in cuts]) if self._cuts else (0, 1, 1)
+                    )
+                slot, picture = slot + size, picture + len(cuts)
+        return image_ids, tile_index
 
     def _info(self, packed: _Packed) -> BatchInfo:
         shards = packed.state["shards"].values()

@@ -15,7 +15,9 @@ from jaxtyping import Float, Int
 from data_pipelines.checks import check_slots
 from data_pipelines.quarantine import BadRecord
 from data_pipelines.rendered import Rendered
+from data_pipelines.visible import visible_ranges
 from vlm_jax.errors import UserError
+from vlm_jax.pictures import Pictures
 
 
 class Size(NamedTuple):
@@ -162,6 +164,7 @@ class Planes:
     positions: Int[np.ndarray, "B S"]
     visual_index: Int[np.ndarray, "B S"]
     example_index: Int[np.ndarray, "B S"]
+    visible_images: Int[np.ndarray, "B S 2"]
 
     @staticmethod
     def empty(rows: int, length: int, pad_id: int = 0) -> "Planes":
@@ -179,17 +182,29 @@ class Planes:
             positions=full(0),
             visual_index=full(-1),
             example_index=full(0),
+            visible_images=np.zeros((rows, length, 2), np.int32),
         )
 
-    def write(self, row: int, examples: Sequence[Rendered], prompt_tokens: int) -> None:
+    def write(
+        self, row: int, examples: Sequence[Rendered], prompt_tokens: int, pictures: Pictures = Pictures()
+    ) -> None:
         """Lays examples one after another into a row: segment k + 1 is example k; pictures keep the examples' order.
 
         Block numbers are made unique in the row and visual indices slot-major (slot * N + n). An example is one entry;
         where its branches are labelled, each of them is one, and the trunk belongs to the first.
+
+        Args:
+            row: which row.
+            examples: what it holds.
+            prompt_tokens: N, visual tokens a slot.
+            pictures: `visible` is the rule by which positions see image slots, which are those of their own example.
+
+        Raises:
+            UserError: if an example's places for visual tokens are not those of its pictures.
         """
         start, slots, blocks, entries = 0, 0, 0, 0
         for number, example in enumerate(examples):
-            check_images(example, prompt_tokens)
+            check_images(example, prompt_tokens, pictures)
             span = (row, slice(start, start + example.length))
             self.tokens[span] = example.tokens
             self.loss[span] = example.loss
@@ -202,15 +217,25 @@ class Planes:
             )
             within = np.maximum(example.branch_ids - 1, 0) if example.labels else 0
             self.example_index[span] = entries + within
+            if pictures.visible is not None and example.cuts:
+                ranges = visible_ranges(example, pictures.visible)
+                self.visible_images[span] = np.where(ranges[:, :1] < ranges[:, 1:], ranges + slots, 0)
             start += example.length
             entries += example.entries
-            slots += len(example.images)
+            slots += example.slots
             blocks += int(example.block_ids.max(initial=0))
 
     def erase(self, row: int, number: int, pad_id: int = 0) -> None:
         """Turns example `number` (from 0) of a row into padding, where it stands."""
         gone = self.segment_ids[row] == number + 1
-        for plane in (self.segment_ids, self.branch_ids, self.block_ids, self.positions, self.example_index):
+        for plane in (
+            self.segment_ids,
+            self.branch_ids,
+            self.block_ids,
+            self.positions,
+            self.example_index,
+            self.visible_images,
+        ):
             plane[row, gone] = 0
         self.loss[row, gone] = 0.0
         self.tokens[row, gone] = pad_id
@@ -235,9 +260,9 @@ class Planes:
         return targets, weights
 
 
-def check_images(example: Rendered, prompt_tokens: int) -> None:
+def check_images(example: Rendered, prompt_tokens: int, pictures: Pictures = Pictures()) -> None:
     """Raises UserError unless the example's places for visual tokens are exactly those of its pictures, in order."""
     try:
-        check_slots(example, prompt_tokens)
+        check_slots(example, prompt_tokens, pictures)
     except BadRecord as error:
         raise UserError(f"example {example.id} of {example.source}: {error}") from None

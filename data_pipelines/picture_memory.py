@@ -10,7 +10,7 @@ from jaxtyping import UInt8
 
 from data_pipelines.examples import Image
 
-Picture = UInt8[np.ndarray, "H W 3"]
+Picture = UInt8[np.ndarray, "*slots H W 3"]
 
 
 class PictureMemory:
@@ -21,9 +21,9 @@ class PictureMemory:
     bytes of its file or, where it is a file, by path, size and time of change. Safe to use from several threads.
     """
 
-    def __init__(self, prepare: Callable[[Image], Picture], budget: int) -> None:
+    def __init__(self, prepare: Callable[..., Picture], budget: int) -> None:
         """Args:
-        prepare: decodes and resizes, a pure function.
+        prepare: decodes and resizes, a pure function of a picture; what else it takes depends on the picture alone.
         budget: bytes of all pictures that are kept.
         """
         self._prepare, self._room = prepare, budget
@@ -34,7 +34,7 @@ class PictureMemory:
         """Pictures that are kept."""
         return len(self._kept)
 
-    def __call__(self, image: Image) -> Picture:
+    def __call__(self, image: Image, *more: object) -> Picture:
         """What `prepare` gives; not to be written to.
 
         Raises:
@@ -43,7 +43,7 @@ class PictureMemory:
         key = _key(image)
         if key is not None and (found := self._kept.get(key)) is not None:
             return found
-        picture = self._prepare(image)
+        picture = self._prepare(image, *more)
         if key is not None and picture.nbytes <= self._room:
             with self._lock:
                 if key not in self._kept and picture.nbytes <= self._room:

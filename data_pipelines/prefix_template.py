@@ -7,10 +7,12 @@ positions    1   2     3      4  5       6     7
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 from data_pipelines.examples import Example, Role, Text
 from data_pipelines.quarantine import BadRecord
 from data_pipelines.rendered import Rendered, Writer
+from data_pipelines.tiles import Place
 from data_pipelines.tokenizers import Tokenizer
 from vlm_jax.errors import UserError
 
@@ -31,7 +33,7 @@ def render_prefix(
     example: Example,
     tokenizer: Tokenizer,
     template: PrefixTemplate,
-    prompt_tokens: int,
+    places: Sequence[Place],
     *,
     open_turn: Role | None = None,
 ) -> Rendered:
@@ -45,7 +47,7 @@ def render_prefix(
         example: pictures first, then at most one prompt and at most one answer (in every branch).
         tokenizer: gives ids.
         template: how.
-        prompt_tokens: N, positions a picture takes.
+        places: what stands for each of its pictures.
         open_turn: 'assistant' ends the prompt, so that the answer is next.
 
     Raises:
@@ -61,8 +63,9 @@ def render_prefix(
             writer.position = template.first_position
             texts = [segment for segment in (*example.trunk, *branch) if isinstance(segment, Text)]
             prompt, answer = _prompt_and_answer(texts, example)
-            pictures = [tokenizer.image_id or 0] * (prompt_tokens * len(example.images))
-            writer.add(pictures, block=number + 1, visual=0 if pictures else -1)
+            writer.start_over()
+            for place in places:
+                writer.add_picture(place, tokenizer, number + 1)
             # The prompt's end is encoded with it, as transformers' processor does.
             text = prompt + template.prompt_end
             ids, _ = tokenizer.encode_run(text, first=False)
@@ -72,7 +75,7 @@ def render_prefix(
                 writer.add([*ids, tokenizer.end_id], float(answer.loss))
     except UnicodeEncodeError as error:
         raise BadRecord(f"a text holds half of a surrogate pair ({error.reason})", example.id) from None
-    return writer.finish(example)
+    return writer.finish(example, places)
 
 
 def _prompt_and_answer(texts: list[Text], example: Example) -> tuple[str, Text | None]:

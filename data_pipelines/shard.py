@@ -10,12 +10,14 @@ import numpy as np
 from data_pipelines.checks import check_example, check_slots
 from data_pipelines.draws import Draw, ShardDraws
 from data_pipelines.fitting import fit, size_of
+from data_pipelines.images import BadImage
 from data_pipelines.kinds import to_example
 from data_pipelines.mixture import DataConfig
 from data_pipelines.packing import Packer, Size
 from data_pipelines.quarantine import BadRecord
 from data_pipelines.sources import Source
 from data_pipelines.template import Processor, Rendered
+from data_pipelines.visible import check_seen
 from vlm_jax.errors import UserError
 
 STOP_AFTER = 200
@@ -125,8 +127,13 @@ class Shard:
             example = to_example(record, self._data.mixture[draw.entry].kind, rng, title)
             check_example(example)
             whole = processor.render(example)
-            check_slots(whole, processor.prompt_tokens)
+            check_slots(whole, processor.prompt_tokens, processor.pictures)
             pieces, cut = fit(whole, self._data.budget, example.when_long, processor.tokenizer, processor.prompt_tokens)
+            if processor.pictures.visible is not None and not processor.prompt_tokens:
+                for piece in pieces:
+                    check_seen(piece, processor.pictures.visible)
+        except BadImage as error:
+            raise BadRecord(str(error), record_id) from error
         except BadRecord as error:
             raise BadRecord(str(error), error.record_id or record_id) from error
         if self._data.weigh_by == "example":

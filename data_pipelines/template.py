@@ -2,21 +2,24 @@
 
 import dataclasses
 import json
+from collections.abc import Callable
 from typing import Any, get_args
 
 import numpy as np
 from etils import epath
-from jaxtyping import UInt8
+from jaxtyping import Int32, UInt8
 
 from data_pipelines import images as image_functions
 from data_pipelines.chat_template import ChatTemplate, render_chat
 from data_pipelines.control_template import TemplateConfig, render
 from data_pipelines.examples import Example, Image, Role
-from data_pipelines.images import ImagePreprocessing
+from data_pipelines.images import ImagePreprocessing, Pixels
 from data_pipelines.prefix_template import PrefixTemplate, render_prefix
 from data_pipelines.rendered import Rendered
+from data_pipelines.tiles import Cut, Place, cut_of, pixels_of, place_of, uncut
 from data_pipelines.tokenizers import Tokenizer, load_tokenizer
 from vlm_jax.errors import UserError
+from vlm_jax.pictures import Pictures
 from vlm_jax.serialise import from_plain, to_plain
 
 __all__ = [
@@ -46,22 +49,75 @@ class Processor:
     image_size: tuple[int, int]
     """(height, width) in pixels."""
     prompt_tokens: int
-    """N, positions that one picture takes in the sequence."""
+    """N, visual tokens that one image slot gives to the sequence."""
+    pictures: Pictures = Pictures()
+    """How pictures are cut into slots, and who sees them: `VLMConfig.pictures`."""
 
     def render(self, example: Example, open_turn: Role | None = None) -> Rendered:
         """Lays an example out as token ids: see `render`, `render_chat` and `render_prefix`.
 
         open_turn: opens this role's turn at the end, for generation.
+
+        Raises:
+            BadImage: if pictures are cut, and this one's header cannot be read or no grid suits it.
         """
-        template, tokenizer, size = self.template, self.tokenizer, self.prompt_tokens
+        template, tokenizer = self.template, self.tokenizer
+        places = self.places(example)
         if isinstance(template, ChatTemplate):
-            return render_chat(example, tokenizer, template, size, open_turn=open_turn)
+            return render_chat(example, tokenizer, template, places, open_turn=open_turn)
         if isinstance(template, PrefixTemplate):
-            return render_prefix(example, tokenizer, template, size, open_turn=open_turn)
-        return render(example, tokenizer, template, size, open_turn=open_turn)
+            return render_prefix(example, tokenizer, template, places, open_turn=open_turn)
+        return render(example, tokenizer, template, places, open_turn=open_turn)
+
+    def places(self, example: Example) -> list[Place]:
+        """What stands in the sequence for each of an example's pictures.
+
+        Raises:
+            BadImage: as `cut`.
+        """
+        if self.pictures.tiling is None:
+            return [uncut(self.prompt_tokens)] * len(example.images)
+        return [place_of(self.cut(image), self.prompt_tokens, self.pictures) for image in example.images]
+
+    def cut(self, image: Image) -> Cut:
+        """How a picture fills image slots; of the picture only its size is read, and only where pictures are cut.
+
+        Raises:
+            BadImage: if its header cannot be read, or no grid suits it.
+        """
+        if self.pictures.tiling is None:
+            return Cut()
+        return cut_of(image_functions.size_as_seen(image), self.image_size, self.pictures, self.images)
+
+    def tile_index(self, image: Image) -> Int32[np.ndarray, "T 3"]:
+        """(number, rows, columns) of each of a picture's slots, as `Batch.tile_index` has them.
+
+        Raises:
+            BadImage: as `cut`.
+        """
+        return self.cut(image).tile_index
+
+    def slots(
+        self, image: Image, cut: Cut | None = None, change: Callable[[Pixels], Pixels] | None = None
+    ) -> UInt8[np.ndarray, "T H W 3"]:
+        """Decodes a picture and fills its image slots.
+
+        Args:
+            image: the picture.
+            cut: as it was found before; None = it is found now.
+            change: what is done to the whole picture before it is cut.
+
+        Raises:
+            BadImage: if it cannot be decoded, or has changed its size since.
+        """
+        if self.pictures.tiling is None:
+            pixels = self.pixels(image)
+            return (pixels if change is None else change(pixels))[None]
+        cut = cut or self.cut(image)
+        return pixels_of(image, cut, self.image_size, self.pictures.tiling, self.images, change)
 
     def pixels(self, image: Image) -> UInt8[np.ndarray, "H W 3"]:
-        """Decodes a picture and brings it to `image_size`.
+        """Decodes a picture and brings it to `image_size`, uncut.
 
         Raises:
             BadImage: if it cannot be decoded.
@@ -78,6 +134,7 @@ class Processor:
             "images": dataclasses.asdict(self.images),
             "image_size": list(self.image_size),
             "prompt_tokens": self.prompt_tokens,
+            "pictures": to_plain(self.pictures),
         }
         (directory / _FILE).write_text(json.dumps(plain, indent=2) + "\n")
 
@@ -104,6 +161,8 @@ def load_processor(directory: epath.PathLike) -> Processor:
             images=_checked_choices(ImagePreprocessing(**plain["images"])),
             image_size=(height, width),
             prompt_tokens=int(plain["prompt_tokens"]),
+            # Files of before pictures were cut or seen otherwise do not say how.
+            pictures=_read(Pictures, plain.get("pictures", {}), "pictures"),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{path}: damaged ({error!r}); restore the file or choose another checkpoint") from None
@@ -119,7 +178,11 @@ def _checked_choices(config: ImagePreprocessing) -> ImagePreprocessing:
 
 def _template(plain: dict[str, Any]) -> Template:
     # Files of before there were several kinds do not name theirs.
+    return _read(Template, {"type": "TemplateConfig", **plain}, "template")
+
+
+def _read(kind: Any, plain: Any, name: str) -> Any:
     try:
-        return from_plain(Template, {"type": "TemplateConfig", **plain}, "template")  # type: ignore[arg-type]
+        return from_plain(kind, plain, name)
     except UserError as error:
         raise ValueError(str(error)) from None

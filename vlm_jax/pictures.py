@@ -66,6 +66,10 @@ class Tiling:
     """Text after each row of tiles."""
     thumbnail_mark: str = ""
     """Text before the thumbnail."""
+    whole_mark: str = ""
+    """Text before a picture that is one tile without a thumbnail, in place of the other marks. All marks stand within
+    the text that a template puts around every picture.
+    """
 
     def __post_init__(self) -> None:
         if not self.grids or any(rows < 1 or columns < 1 for rows, columns in self.grids):
@@ -73,6 +77,11 @@ class Tiling:
         most = self.most_slots
         if self.slots and self.slots < most:
             raise ValueError(f"Tiling: slots is {self.slots}, but the largest of its grids takes {most}")
+        if self.separator and (self.tile_mark or self.row_mark):
+            raise ValueError(
+                "Tiling: separator joins the rows of visual tokens of neighbouring tiles, so there is no place for "
+                "tile_mark and row_mark; leave them empty, or separator off"
+            )
 
     @property
     def most_slots(self) -> int:
@@ -102,3 +111,10 @@ class Pictures:
     """Set where image slots are seen through cross-attention too, in place of the sequence or beside it."""
     instruction: int = 0
     """Tokens of the instruction that the adapter reads with a picture (InstructBLIP); 0 = it reads none."""
+
+    def __post_init__(self) -> None:
+        if self.prompt_slots == "thumbnail" and self.tiling is not None and self.tiling.thumbnail == "none":
+            raise ValueError(
+                "Pictures: only thumbnails go into the sequence, but tiling.thumbnail is 'none'; choose 'first' or "
+                "'last', or prompt_slots 'all'"
+            )

@@ -13,6 +13,7 @@ from data_pipelines.examples import Example, Image, Text
 from data_pipelines.images import ImagePreprocessing
 from data_pipelines.quarantine import BadRecord
 from data_pipelines.template import Processor, load_processor
+from data_pipelines.tiles import uncut
 from vlm_jax.errors import UserError
 
 PICTURE = Image(data=b"not looked at here")
@@ -32,7 +33,7 @@ TOKENIZERS = {kind: our_tokenizer(kind, image=True) for kind in ("qwen", "smollm
 
 def render(name, example, prompt_tokens=2, **options):
     kind, template = KINDS[name]
-    return render_chat(example, TOKENIZERS[kind], template, prompt_tokens, **options)
+    return render_chat(example, TOKENIZERS[kind], template, [uncut(prompt_tokens)] * len(example.images), **options)
 
 
 def written(name, rendered, branch=0):
@@ -164,7 +165,7 @@ def test_tokens_around_a_picture():
 
 def test_pictures_that_see_themselves_and_positions_from_one():
     template = dataclasses.replace(KINDS["chatml"][1], bidirectional_images=True, first_position=1)
-    r = render_chat(Example((PICTURE, PICTURE), (question(),)), TOKENIZERS["qwen"], template, 2)
+    r = render_chat(Example((PICTURE, PICTURE), (question(),)), TOKENIZERS["qwen"], template, [uncut(2)] * 2)
     assert r.block_ids[r.visual_index >= 0].tolist() == [1, 1, 2, 2]
     assert r.positions[0] == 1
 
@@ -202,7 +203,7 @@ def test_what_a_template_cannot_lay_out_is_a_bad_record_that_names_it():
 
 def test_what_no_example_can_have_is_the_users_error():
     with pytest.raises(UserError, match="with_image_token"):
-        render_chat(Example((PICTURE, *question())), our_tokenizer("qwen"), ChatTemplate(CHATML), 2)
+        render_chat(Example((PICTURE, *question())), our_tokenizer("qwen"), ChatTemplate(CHATML), [uncut(2)])
     with pytest.raises(UserError, match="opens the assistant's turn only"):
         render("chatml", Example(question()), open_turn="user")
 

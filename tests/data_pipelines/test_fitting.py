@@ -58,7 +58,9 @@ def test_pieces_are_as_the_docstring_draws_them(processor):
         block_ids=zeros,
         positions=np.arange(len(whole), dtype=np.int32),
         visual_index=np.where(pictures, np.cumsum(pictures) - 1, -1).astype(np.int32),
+        pictures=np.where(pictures, (np.cumsum(pictures) - 1) // N, -1).astype(np.int32),
         images=(Image(data=b"0"), Image(data=b"1")),
+        cuts=example.cuts * 2,
     )
     found, cut = fitted(processor, example, budget=Budget(9, 2, 8))
     assert [written(piece) for piece in found] == pieces

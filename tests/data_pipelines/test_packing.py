@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from data_pipelines.examples import Image
 from data_pipelines.packing import Budget, Packer, Planes, Size, best_subset
 from data_pipelines.template import Rendered
+from data_pipelines.tiles import Cut
 from vlm_jax.errors import UserError
 
 sizes = st.builds(Size, st.integers(1, 30), st.integers(0, 3), st.integers(1, 2))
@@ -153,7 +154,9 @@ def rendered(trunk, branches=(), pictures=0, prompt_tokens=2, name="x", labels=(
         block_ids=block,
         positions=np.concatenate([np.arange(trunk), *(trunk + np.arange(n) for n in branches)]).astype(np.int32),
         visual_index=visual,
+        pictures=block - 1,
         images=tuple(Image(data=b"x") for _ in range(pictures)),
+        cuts=(Cut(),) * pictures,
         id=name,
         source="s",
         labels=labels,

@@ -10,6 +10,7 @@ from data_pipelines.packing import Planes
 from data_pipelines.prefix_template import PrefixTemplate, render_prefix
 from data_pipelines.quarantine import BadRecord
 from data_pipelines.template import Processor, load_processor
+from data_pipelines.tiles import uncut
 from vlm_jax.errors import UserError
 
 PICTURE = Image(data=b"not looked at here")
@@ -17,7 +18,7 @@ TOKENIZER = our_tokenizer("unigram", image=True)
 
 
 def render(example, **options):
-    return render_prefix(example, TOKENIZER, PrefixTemplate(), 2, **options)
+    return render_prefix(example, TOKENIZER, PrefixTemplate(), [uncut(2)] * len(example.images), **options)
 
 
 def turns(prompt="circle", answer="red"):
@@ -70,7 +71,7 @@ def test_other_forms_are_bad_records(trunk):
 
 def test_a_tokenizer_without_what_is_needed_is_the_users_error():
     with pytest.raises(UserError, match="no <bos>"):
-        render_prefix(Example(turns()), our_tokenizer("qwen", image=True), PrefixTemplate(), 2)
+        render_prefix(Example(turns()), our_tokenizer("qwen", image=True), PrefixTemplate(), [])
 
 
 def test_a_processor_comes_back_equal(tmp_path):

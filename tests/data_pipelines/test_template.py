@@ -12,6 +12,7 @@ from data_pipelines.examples import Example, Image, Text
 from data_pipelines.images import BadImage, ImagePreprocessing
 from data_pipelines.quarantine import BadRecord
 from data_pipelines.template import Processor, TemplateConfig, load_processor, render
+from data_pipelines.tiles import uncut
 from data_pipelines.tokenizers import SentencePieceConfig, train_sentencepiece
 from vlm_jax.errors import UserError
 
@@ -25,7 +26,7 @@ def tokenizer():
 
 def laid_out(tokenizer, example, template=None, prompt_tokens=2, **options):
     template = template or TemplateConfig(bidirectional_images=True)
-    return render(example, tokenizer, template, prompt_tokens, **options)
+    return render(example, tokenizer, template, [uncut(prompt_tokens)] * len(example.images), **options)
 
 
 def names(tokenizer, rendered):

@@ -80,7 +80,7 @@ def test_chats_are_rendered_as_transformers_does(tmp_path, kind, program, turns,
         messages = [{"role": role, "content": text} for role, text in zip(roles, texts, strict=False)]
         expected = theirs.apply_chat_template(messages, add_generation_prompt=open_turn, return_dict=False)
         example = Example(tuple(Text(text, role=role) for role, text in zip(roles, texts, strict=False)))
-        rendered = render_chat(example, ours, ChatTemplate(program), 0, open_turn="assistant" if open_turn else None)
+        rendered = render_chat(example, ours, ChatTemplate(program), (), open_turn="assistant" if open_turn else None)
         assert rendered.tokens.tolist() == expected, texts
 
 
@@ -91,7 +91,7 @@ def test_control_tokens_in_messages_are_text_as_where_transformers_sanitizes(tmp
     for text in (f"before {ENDS[kind]} after", f"{ENDS[kind]}"):
         messages = [{"role": "user", "content": text}, {"role": "assistant", "content": text}]
         example = Example(tuple(Text(text, role=message["role"]) for message in messages))
-        rendered = render_chat(example, ours, ChatTemplate(program), 0)
+        rendered = render_chat(example, ours, ChatTemplate(program), ())
         plain = theirs.apply_chat_template(
             [{**message, "content": "x"} for message in messages], return_dict=False, tokenize=True
         )
@@ -105,7 +105,7 @@ def test_a_conversation_that_the_template_refuses_is_a_bad_record(tmp_path):
     write_directory(tmp_path, "metaspace", MISTRAL)
     example = Example((Text("a", role="user"), Text("b", role="user")), id="x/1")
     with pytest.raises(BadRecord, match="must alternate") as caught:
-        render_chat(example, load_tokenizer(tmp_path), ChatTemplate(MISTRAL), 0)
+        render_chat(example, load_tokenizer(tmp_path), ChatTemplate(MISTRAL), ())
     assert caught.value.record_id == "x/1"
 
 

@@ -63,7 +63,9 @@ def tokenizer(arguments: argparse.Namespace) -> None:
     with status(f"training on {sum(map(len, sample)):,} characters"):
         trained = train_sentencepiece(sample, experiment.tokenizer)
     model = experiment.model
-    processor = Processor(trained, experiment.template, experiment.images, model.image_size, model.prompt_tokens)
+    processor = Processor(
+        trained, experiment.template, experiment.images, model.image_size, model.prompt_tokens, model.pictures
+    )
     try:
         processor.save(output)
     except OSError as error:

@@ -121,7 +121,7 @@ def _processor(
         if end is not None and end not in tokenizer.end_ids:
             tokenizer = tokenizer.with_ids(end_ids=(*tokenizer.end_ids, end))
     images = ImagePreprocessing() if config.encoder is None else _images(directory, config)
-    return Processor(tokenizer, template, images, config.image_size, config.prompt_tokens)
+    return Processor(tokenizer, template, images, config.image_size, config.prompt_tokens, config.pictures)
 
 
 def _with_image_id(tokenizer: Tokenizer, id: int, where: str) -> Tokenizer:

@@ -88,7 +88,9 @@ def generate(
     if isinstance(config, DecoderConfig):
         config, params = VLMConfig(config), {"decoder": params}
     if processor is None:
-        processor = Processor(tokenizer, template, preprocessing, config.image_size, config.prompt_tokens)
+        processor = Processor(
+            tokenizer, template, preprocessing, config.image_size, config.prompt_tokens, config.pictures
+        )
     pictures = [None] * len(prompts) if images is None else images
     if len(pictures) != len(prompts):
         raise ValueError(f"generate: {len(prompts)} prompts but {len(pictures)} entries of images; give one a prompt")

@@ -144,7 +144,7 @@ def build_processor(experiment: Experiment) -> Processor:
             f"{reference}: its tokenizer has {tokenizer.vocabulary_size} tokens, more than the model embeds; raise "
             "model.decoder.vocabulary-size"
         )
-    return Processor(tokenizer, template, experiment.images, model.image_size, model.prompt_tokens)
+    return Processor(tokenizer, template, experiment.images, model.image_size, model.prompt_tokens, model.pictures)
 
 
 def texts(experiment: Experiment, seed: int | None = None) -> Iterator[str]:
