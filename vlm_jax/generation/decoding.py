@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt8, UInt32
 from vlm_jax.batch import Batch
 from vlm_jax.generation.samplers import Settings, choose
 from vlm_jax.models import decoder
+from vlm_jax.models.adapters.cross_attention import unrolled_blocks
 from vlm_jax.models.cache import KeyValueCache
 from vlm_jax.models.vlm import VLM, VLMConfig
 
@@ -68,13 +69,19 @@ class Decoding:
 
 
 def unrolled_params(config: VLMConfig, params: Params) -> Params | None:
-    """Parameters with which decoding is fastest, if those are others: see `models.decoder.unrolled_params`."""
+    """Parameters with which decoding is fastest, if those are others: see `models.decoder.unrolled_params`.
+
+    An adapter's blocks between the decoder's layers get arrays of their own too.
+    """
     leaves = jax.tree.leaves(params)
     if not all(isinstance(leaf, jax.Array) and len(leaf.devices()) == 1 for leaf in leaves):
         return None
     if any(device.platform != "cpu" for leaf in leaves for device in leaf.devices()):
         return None
-    return params | {"decoder": decoder.unrolled_params(config.decoder, params["decoder"])}
+    unrolled = {"decoder": decoder.unrolled_params(config.decoder, params["decoder"])}
+    if config.memory_tokens:
+        unrolled["adapter"] = unrolled_blocks(params["adapter"])
+    return params | unrolled
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -146,8 +153,8 @@ def _prefill(
     """Hidden state of each prompt's last token, and the cache."""
     rows, length = batch.tokens.shape
     model, variables = VLM(config), {"params": params}
-    x: Any = model.apply(variables, batch, method="embed")
-    cache: Any = model.apply(variables, rows, length + capacity, method="empty_cache")
+    begun: Any = model.apply(variables, batch, length + capacity, method="begin")
+    x, cache = begun
     size = chunk if length > chunk else length
 
     def part(number: Array | int, state: tuple[Array, KeyValueCache]) -> tuple[Array, KeyValueCache]:

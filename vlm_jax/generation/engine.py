@@ -226,7 +226,7 @@ class Engine:
         """The prompt's tokens, with the assistant's turn opened at the end."""
         if prompt.branches:
             raise ValueError(f"prompt {prompt.id}: it has branches; ask each as a prompt of its own")
-        if prompt.images and not self.config.prompt_tokens:
+        if prompt.images and self.config.encoder is None:
             raise UserError("the prompt has a picture, but this model reads text only; leave the picture out")
         return self.processor.render(prompt, open_turn="assistant")
 

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from vlm_jax.models.memory import Memory
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +28,8 @@ class KeyValueCache:
     valid: Bool[Array, "B T"]
     used: Int[Array, ""]
     """The number of slots written; the next token goes here."""
+    memory: Memory | None = None
+    """What cross-attention reads of the rows' pictures, and what of it new tokens see; None = there is none."""
 
     @property
     def length(self) -> int:
@@ -49,7 +53,8 @@ class KeyValueCache:
             repeats = stacks[0].shape[0]
             return tuple(stack[repeat] for repeat in range(repeats) for stack in stacks)
 
-        return dataclasses.replace(self, keys=split(self.keys), values=split(self.values))
+        memory = self.memory and self.memory.unrolled()
+        return dataclasses.replace(self, keys=split(self.keys), values=split(self.values), memory=memory)
 
     def take_rows(self, rows: Int[Array, " Q"]) -> "KeyValueCache":
         """A cache whose row q is this one's row rows[q]: several continuations of one prompt share its prefill."""
@@ -59,6 +64,7 @@ class KeyValueCache:
             values=tuple(jnp.take(values, rows, axis=-4) for values in self.values),
             positions=self.positions[rows],
             valid=self.valid[rows],
+            memory=self.memory and self.memory.take_rows(rows),
         )
 
 

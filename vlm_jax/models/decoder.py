@@ -10,12 +10,11 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from vlm_jax.models.attention import AttentionKernel, attention, attention_over_cache
 from vlm_jax.models.cache import KeyValueCache, empty_cache
-from vlm_jax.models.insertion import Inserted, scan_with_inserted
+from vlm_jax.models.insertion import Inserted, scan_with_inserted, unstacked
 from vlm_jax.models.layers import Activation, GatedMLP, Precision, Projection, RematPolicy, RMSNorm, parameter, remat
 from vlm_jax.models.rope import RopeScaling, Turns, rope_turns, rotary
 
@@ -330,22 +329,27 @@ class Decoder(nn.Module):
             state, outputs, given = scan_with_inserted(layer, (x, cache), layers, inserted, places, every=every)
         if not every:
             return state, ()
-        before = {} if inserted is None else dict(zip(inserted.layers, given, strict=True))
         each = [block[repeat] for repeat in range(c.repeats) for block in outputs]
-        return state, tuple(y for i, y in enumerate(each) for y in ([before[i], y] if i in before else [y]))
+        before = [] if inserted is None else list(zip(inserted.layers, given, strict=True))
+        return state, tuple(
+            y
+            for layer in range(c.layers + 1)
+            for y in (*(block for place, block in before if place == layer), *each[layer : layer + 1])
+        )
 
     def _run_unrolled(
         self, state: State, turns: Turns, masks: Masks, inserted: Inserted | None, every: bool
     ) -> tuple[State, tuple[Float[Array, "B S D"], ...]]:
-        blocks = {} if inserted is None else dict(zip(inserted.layers, inserted.blocks, strict=True))
+        blocks = [] if inserted is None else list(zip(inserted.layers, inserted.blocks, strict=True))
         outputs: list[Array] = []
-        for repeat, layer in enumerate(self.layers):
-            block = blocks.get(repeat * len(self.config.pattern))
-            if inserted is not None and block is not None:
+        for repeat in range(self.config.repeats + 1):
+            for block in [block for place, block in blocks if place == repeat * len(self.config.pattern)]:
+                assert inserted is not None
                 state = inserted.run(state[0], block), state[1]
                 outputs.append(state[0])
-            state, given = layer(state, None, turns, masks, every)
-            outputs += given
+            if repeat < self.config.repeats:
+                state, given = self.layers[repeat](state, None, turns, masks, every)
+                outputs += given
         return state, tuple(outputs) if every else ()
 
     def unembed(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
@@ -382,9 +386,5 @@ def unrolled_params(config: DecoderConfig, params: Any) -> Any:
         config: of the decoder.
         params: the decoder's plain nested dict, with stacked layers, on one device.
     """
-    views = jax.tree.map(np.asarray, params["layers"])
-    layers = {
-        f"layers_{repeat}": jax.tree.map(lambda stack, at=repeat: jax.device_put(stack[at], may_alias=True), views)
-        for repeat in range(config.repeats)
-    }
+    layers = {f"layers_{repeat}": unstacked(params["layers"], repeat) for repeat in range(config.repeats)}
     return {name: value for name, value in params.items() if name != "layers"} | layers

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 Hidden = Float[Array, "B S D"]
@@ -16,7 +17,9 @@ class Inserted:
     """C blocks, and the decoder's layers that they stand before."""
 
     layers: tuple[int, ...]
-    """In ascending order; multiples of the decoder's pattern."""
+    """In ascending order; multiples of the decoder's pattern. One that is there twice is two blocks in a row, and the
+    number of the decoder's layers is a block after all of them.
+    """
     run: Callable[[Hidden, PyTree], Hidden]
     """Runs one block, a pure function of the residual stream and the block's entry of `blocks`."""
     blocks: PyTree
@@ -61,7 +64,6 @@ def scan_with_inserted(
     layers: PyTree,
     inserted: Inserted,
     places: tuple[int, ...],
-    repeats: int,
     *,
     every: bool,
 ) -> tuple[tuple[Hidden, Any], PyTree, Float[Array, "C B S D"] | tuple[()]]:
@@ -76,7 +78,6 @@ def scan_with_inserted(
         layers: arrays [R, …].
         inserted: the blocks.
         places: the repeats that they stand before.
-        repeats: R.
         every: whether to give what comes out of each block.
 
     Returns:
@@ -92,6 +93,7 @@ def scan_with_inserted(
     def part(stack: PyTree, start: int, count: int) -> PyTree:
         return jax.tree.map(lambda array: jax.lax.slice_in_dim(array, start, start + count), stack)
 
+    repeats = len(jax.tree.leaves(layers)[0])
     outputs, given = [], []
     for run in runs(places, repeats):
         some = part(layers, run.repeat, run.groups * run.length)
@@ -108,3 +110,8 @@ def scan_with_inserted(
 
 def _joined(parts: list[PyTree]) -> PyTree:
     return jax.tree.map(lambda *arrays: jnp.concatenate(arrays), *parts)
+
+
+def unstacked(stack: PyTree, place: int) -> PyTree:
+    """Entry `place` of stacked arrays on one device; on a CPU it shares their memory."""
+    return jax.tree.map(lambda array: jax.device_put(np.asarray(array)[place], may_alias=True), stack)

@@ -26,6 +26,10 @@ class Sight:
         """Of `count` positions from `start` on."""
         return jax.tree.map(lambda plane: jax.lax.dynamic_slice_in_dim(plane, start, count, axis=1), self)
 
+    def repeated(self, count: int) -> "Sight":
+        """Of `count` positions that see what the only one sees."""
+        return jax.tree.map(lambda plane: jnp.repeat(plane, count, axis=1), self)
+
     def at(self, places: Int[Array, " B"]) -> "Sight":
         """Of one position a row."""
         take = jnp.take_along_axis
@@ -42,6 +46,17 @@ class Memory:
     """T = I * M, slot by slot."""
     kept: KeysAndValues | tuple[KeysAndValues, ...] | None = None
     """Made once, for generation; a tuple with an entry a block for an unrolled decoder."""
+
+    def unrolled(self) -> "Memory":
+        """The same with keys and values of each block by themselves."""
+        assert self.kept is not None
+        keys, values = self.kept
+        return dataclasses.replace(self, kept=tuple(zip([*keys], [*values], strict=True)))
+
+    def take_rows(self, rows: Int[Array, " Q"]) -> "Memory":
+        """A memory whose row q is this one's row rows[q]."""
+        kept = jax.tree.map(lambda array: jnp.take(array, rows, axis=-4), self.kept)
+        return dataclasses.replace(self, sight=jax.tree.map(lambda plane: plane[rows], self.sight), kept=kept)
 
 
 def visible_slots(batch: Batch, *, thumbnails: bool = True) -> Bool[Array, "B S I"]:

@@ -13,8 +13,10 @@ from vlm_jax.models.adapters import AdapterConfig
 from vlm_jax.models.cache import KeyValueCache
 from vlm_jax.models.decoder import Decoder, DecoderConfig
 from vlm_jax.models.encoders import EncoderConfig, build_encoder, check_tiling, normalise, run_encoder
+from vlm_jax.models.insertion import Inserted
 from vlm_jax.models.layers import Precision
 from vlm_jax.models.masks import reference_mask, within_window
+from vlm_jax.models.memory import Memory
 from vlm_jax.pictures import Pictures, Tiling
 
 
@@ -57,7 +59,8 @@ class VLMConfig:
                 "VLMConfig: tiling.separator ends rows of visual tokens, but this adapter's tokens form no rows; leave "
                 "it off, or choose an adapter that keeps the grid"
             )
-        _ = self.prompt_tokens
+        if self.encoder is not None and self.adapter is not None:
+            self.adapter.check(self.encoder.features, self.decoder)
 
     @property
     def separator(self) -> bool:
@@ -70,6 +73,13 @@ class VLMConfig:
         if self.encoder is None or self.adapter is None:
             return 0
         return self.adapter.prompt_tokens(self.encoder.features) + self.separator
+
+    @property
+    def memory_tokens(self) -> int:
+        """M, the keys and values that an image slot gives to cross-attention; 0 = there is none."""
+        if self.encoder is None or self.adapter is None:
+            return 0
+        return self.adapter.memory_tokens(self.encoder.features)
 
     @property
     def pictures(self) -> Pictures:
@@ -106,7 +116,7 @@ class VLM(nn.Module):
         self.decoder = Decoder(c.decoder, c.precision, self.unrolled)
         if c.encoder is not None and c.adapter is not None:
             self.encoder = build_encoder(c.encoder, c.precision)
-            self.adapter = c.adapter.build(c.encoder.features, c.decoder.width, c.precision, c.separator)
+            self.adapter = c.adapter.build_for(c.encoder.features, c.decoder, c.precision, c.separator)
 
     def __call__(self, batch: Batch, output: Literal["logits", "hidden"] = "logits") -> Output:
         """One forward pass over packed rows.
@@ -115,14 +125,16 @@ class VLM(nn.Module):
             batch: packed rows (`vlm_jax/batch.py`).
             output: "logits" float32[B, S, V], or "hidden" [B, S, D] for a loss that unembeds in chunks.
         """
-        hidden, _ = self.decoder(self.embed(batch), batch.positions, self._masks(batch))
+        x, memory = self.read(batch)
+        hidden, _ = self.decoder(x, batch.positions, self._masks(batch), None, self._inserted(memory))
         if output == "hidden":
             return Output(hidden=hidden)
         return Output(logits=self.decoder.unembed(hidden))
 
     def hidden_states(self, batch: Batch) -> tuple[Float[Array, "B S D"], ...]:
-        """What the decoder makes of packed rows layer by layer (`Decoder.hidden_states`): layers + 1 arrays."""
-        return self.decoder.hidden_states(self.embed(batch), batch.positions, self._masks(batch))
+        """What the decoder makes of packed rows layer by layer (`Decoder.hidden_states`)."""
+        x, memory = self.read(batch)
+        return self.decoder.hidden_states(x, batch.positions, self._masks(batch), self._inserted(memory))
 
     def encode(
         self, images: UInt8[Array, "N H W 3"], tile_index: Int[Array, "N 3"] | None = None
@@ -140,6 +152,10 @@ class VLM(nn.Module):
 
     def embed(self, batch: Batch) -> Float[Array, "B S D"]:
         """Input embeddings: token embeddings, with visual tokens where `visual_index` says so."""
+        return self.read(batch)[0]
+
+    def read(self, batch: Batch) -> tuple[Float[Array, "B S D"], Memory | None]:
+        """Input embeddings, and what cross-attention reads of the pictures, if the model has it and there are any."""
         x = self.decoder.embed(batch.tokens)
         features = batch.features
         if batch.images is not None:
@@ -148,17 +164,27 @@ class VLM(nn.Module):
             encoded = self.encode(batch.images.reshape(rows * slots, *batch.images.shape[2:]), tiles)
             features = encoded.reshape(rows, slots, *encoded.shape[1:])
         if features is None:
-            return x
+            return x, None
         rows, slots = features.shape[:2]
         instructions = batch.instructions
         if instructions is not None:
             instructions = instructions.reshape(rows * slots, -1)
-        visual = self.adapter(features.reshape(rows * slots, *features.shape[2:]), instructions)
+        flat = features.reshape(rows * slots, *features.shape[2:])
+        memory = None
+        if self.config.memory_tokens:
+            tokens = self.adapter.remember(flat, instructions)
+            memory = Memory(self.adapter.sight(batch), tokens.reshape(rows, -1, tokens.shape[-1]))
+        if not self.config.prompt_tokens:
+            return x, memory
+        visual = self.adapter(flat, instructions)
         visual = visual.reshape(rows, -1, visual.shape[-1])
         index = batch.visual_index
         assert index is not None, "a batch with pictures has a visual_index"
         gathered = jnp.take_along_axis(visual, jnp.maximum(index, 0)[:, :, None], axis=1)
-        return jnp.where((index >= 0)[:, :, None], gathered.astype(x.dtype), x)
+        return jnp.where((index >= 0)[:, :, None], gathered.astype(x.dtype), x), memory
+
+    def _inserted(self, memory: Memory | None) -> Inserted | None:
+        return self.adapter.inserted(memory) if self.config.memory_tokens else None
 
     def unembed(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
         """Hidden states -> logits, float32."""
@@ -166,8 +192,22 @@ class VLM(nn.Module):
 
     def prefill(self, batch: Batch, length: int) -> tuple[Float[Array, "B S D"], KeyValueCache]:
         """Runs prompts and keeps their keys and values in a new cache of `length` slots, length >= S."""
-        rows = batch.tokens.shape[0]
-        return self.prefill_part(self.embed(batch), batch, 0, self.empty_cache(rows, length))
+        x, cache = self.begin(batch, length)
+        return self.prefill_part(x, batch, 0, cache)
+
+    def begin(self, batch: Batch, length: int) -> tuple[Float[Array, "B S D"], KeyValueCache]:
+        """Input embeddings of prompts, and a cache of `length` slots that holds nothing but the memory of pictures.
+
+        The memory's keys and values are made here, once; what continues a prompt sees what its last token sees.
+        """
+        x, memory = self.read(batch)
+        cache = self.empty_cache(batch.tokens.shape[0], length)
+        if memory is None:
+            return x, cache
+        real = jnp.asarray(batch.segment_ids) != 0
+        last = (jnp.arange(real.shape[1]) * real).max(1)
+        kept = self.adapter.keep(dataclasses.replace(memory, sight=memory.sight.at(last)))
+        return x, dataclasses.replace(cache, memory=kept)
 
     def prefill_part(
         self, x: Float[Array, "B C D"], batch: Batch, start: int | Int[Array, ""], cache: KeyValueCache
@@ -178,7 +218,7 @@ class VLM(nn.Module):
             x: embeddings of these positions, a slice of `embed(batch)`.
             batch: whole prompts.
             start: a multiple of C.
-            cache: with at least S slots, of which `start` are used.
+            cache: with at least S slots, of which `start` are used; `begin` makes it.
         """
         count, length = x.shape[1], batch.tokens.shape[1]
         widen = ((0, 0), (0, 0), (0, cache.length - length))
@@ -189,9 +229,10 @@ class VLM(nn.Module):
             return jax.lax.dynamic_slice_in_dim(jnp.asarray(plane), start, count, axis=1)
 
         positions = part(batch.positions)
-        hidden, filled = self.decoder(x, positions, masks, cache.append(positions, part(batch.segment_ids) != 0))
-        assert filled is not None
-        return hidden, filled
+        memory = cache.memory
+        if memory is not None:
+            memory = dataclasses.replace(memory, sight=self.adapter.sight(batch).part(start, count))
+        return self._continue(x, positions, masks, cache.append(positions, part(batch.segment_ids) != 0), memory)
 
     def empty_cache(self, rows: int, length: int) -> KeyValueCache:
         """See `Decoder.empty_cache`."""
@@ -217,9 +258,24 @@ class VLM(nn.Module):
         causal = slots[None, :] <= before + jnp.arange(tokens.shape[1])[:, None]
         sees = cache.valid[:, None, :] & causal[None]
         masks = tuple(self._windowed(sees, positions, cache, block.window) for block in self.config.decoder.pattern)
-        hidden, filled = self.decoder(self.decoder.embed(tokens), positions, masks, cache)
+        memory = cache.memory
+        if memory is not None:
+            memory = dataclasses.replace(memory, sight=memory.sight.repeated(tokens.shape[1]))
+        return self._continue(self.decoder.embed(tokens), positions, masks, cache, memory)
+
+    def _continue(
+        self,
+        x: Float[Array, "B C D"],
+        positions: Int[Array, "B C"],
+        masks: tuple[Bool[Array, "B C T"], ...],
+        cache: KeyValueCache,
+        memory: Memory | None,
+    ) -> tuple[Float[Array, "B C D"], KeyValueCache]:
+        """The decoder on C positions that the cache has room for; `memory` is the cache's, as they see it."""
+        inserted = self._inserted(memory)
+        hidden, filled = self.decoder(x, positions, masks, dataclasses.replace(cache, memory=None), inserted)
         assert filled is not None
-        return hidden, filled
+        return hidden, dataclasses.replace(filled, memory=cache.memory)
 
     def _masks(self, batch: Batch) -> tuple[Bool[Array, "B S S"], ...]:
         return tuple(reference_mask(batch, block.window) for block in self.config.decoder.pattern)

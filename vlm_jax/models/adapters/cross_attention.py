@@ -19,7 +19,7 @@ from vlm_jax.models.adapters.base import AdapterConfigBase
 from vlm_jax.models.adapters.prompt_based import PromptAdapterConfig
 from vlm_jax.models.decoder import DecoderConfig
 from vlm_jax.models.gated import Blind, GatedBlock, GatedBlockConfig, block_flops, memory_flops
-from vlm_jax.models.insertion import Inserted
+from vlm_jax.models.insertion import Inserted, unstacked
 from vlm_jax.models.layers import Activation, Precision, remat
 from vlm_jax.models.memory import Memory, Sight, own_slots, visible_slots
 from vlm_jax.models.states import FeatureMap
@@ -42,7 +42,9 @@ class CrossAttentionConfig(AdapterConfigBase):
     """Blocks stand before the layers first, first + every, … of the decoder, counted from 0."""
     first: int = 0
     layers: tuple[int, ...] = ()
-    """If given, in place of `every` and `first`: the layers that blocks stand before, ascending."""
+    """If given, in place of `every` and `first`: the layers that blocks stand before, ascending. A number that is there
+    twice is two blocks in a row, and the number of layers is a block after the last one.
+    """
     memory: PromptAdapterConfig | None = None
     """Makes the memory; None = the encoder's features as they are."""
     memory_width: int = 0
@@ -72,9 +74,9 @@ class CrossAttentionConfig(AdapterConfigBase):
             raise ValueError(
                 f"CrossAttentionConfig: every is {self.every} and first {self.first}; they are at least 1 and 0"
             )
-        if list(self.layers) != sorted(set(self.layers)) or min(self.layers, default=0) < 0:
+        if list(self.layers) != sorted(self.layers) or min(self.layers, default=0) < 0:
             raise ValueError(
-                f"CrossAttentionConfig: layers {self.layers} must be numbers from 0 on, ascending, each once"
+                f"CrossAttentionConfig: layers {self.layers} must be numbers from 0 on, ascending"
             )
         if self.memory_width and self.memory is None:
             raise ValueError(
@@ -124,10 +126,10 @@ class CrossAttentionConfig(AdapterConfigBase):
     def check(self, features: FeatureMap, decoder: DecoderConfig) -> None:
         """Whether there are such layers, and heads divide."""
         places, pattern = self.places(decoder), len(decoder.pattern)
-        if not places or places[-1] >= decoder.layers:
+        if not places or places[-1] > decoder.layers:
             raise ValueError(
                 f"CrossAttentionConfig: a block is to stand before layer {places[-1] if places else self.first}, but "
-                f"the decoder has {decoder.layers} layers, 0 to {decoder.layers - 1}"
+                f"the decoder has {decoder.layers} layers, 0 to {decoder.layers - 1} ({decoder.layers} = after them)"
             )
         inside = [place for place in places if place % pattern]
         if inside:
@@ -285,12 +287,7 @@ def _entries(params: PyTree, kept: Any, count: int) -> PyTree:
     return tuple({"params": params[f"block_{i}"], "kept": each[i]} for i in range(count))
 
 
-def unrolled_blocks(params: PyTree, split: Callable[[PyTree, int], PyTree]) -> PyTree:
-    """The adapter's parameters for an unrolled decoder: each block's by itself.
-
-    Args:
-        params: the adapter's.
-        split: gives entry i of stacked arrays.
-    """
+def unrolled_blocks(params: PyTree) -> PyTree:
+    """An adapter's parameters for an unrolled decoder: each block's by themselves (`decoder.unrolled_params`)."""
     count = len(params["blocks"]["attention_gate"])
-    return params | {"blocks": {f"block_{i}": split(params["blocks"], i) for i in range(count)}}
+    return params | {"blocks": {f"block_{i}": unstacked(params["blocks"], i) for i in range(count)}}
