@@ -7,18 +7,20 @@ from jaxtyping import PyTree
 
 from vlm_jax.convert.run_cross import run_cross_attention
 from vlm_jax.convert.run_images import run_encoder
+from vlm_jax.convert.run_qformer import INSTRUCTION_INPUTS, QFORMER_INPUTS, run_qformer
 from vlm_jax.convert.run_text import Arrays, read_text, run_decoder
 from vlm_jax.convert.run_tiles import TILE_INPUTS, run_tile_encoder
 from vlm_jax.convert.run_vlm import run_vlm
 from vlm_jax.errors import UserError
 from vlm_jax.models.abstract import ModelConfig
 from vlm_jax.models.decoder import DecoderConfig
+from vlm_jax.models.qformer import QFormerConfig
 from vlm_jax.models.tile_vit import TileViTConfig
 from vlm_jax.models.vlm import VLMConfig
 
 _TEXT = {"input_ids", "attention_mask", "position_ids"}
 _VISION = {"pixel_values"}
-_WHOLE = _TEXT | _VISION | {"token_type_ids", "pixel_attention_mask", "image_sizes"}
+_WHOLE = _TEXT | _VISION | {"token_type_ids", "pixel_attention_mask", "image_sizes"} | INSTRUCTION_INPUTS
 
 
 def run_hf_inputs(config: ModelConfig, params: PyTree, inputs: Mapping[str, np.ndarray]) -> Arrays:
@@ -27,7 +29,8 @@ def run_hf_inputs(config: ModelConfig, params: PyTree, inputs: Mapping[str, np.n
     Args:
         config, params: as `load_hf` gives them.
         inputs: of a decoder input_ids [B, S], attention_mask [B, S] (0 = padding, on either side) and position_ids
-            [B, S]; of an encoder pixel_values [N, 3, H, W]; of a VLM both, and token_type_ids.
+            [B, S]; of an encoder pixel_values [N, 3, H, W]; of a VLM both, and token_type_ids; of a Q-Former and of
+            InstructBLIP what `run_qformer` says.
 
     Returns:
         float32 arrays: logits [B, S, V] and last_hidden_state, or of an encoder last_hidden_state and pooler_output;
@@ -36,6 +39,9 @@ def run_hf_inputs(config: ModelConfig, params: PyTree, inputs: Mapping[str, np.n
     Raises:
         UserError: if an input is missing, unknown or of another shape.
     """
+    if isinstance(config, QFormerConfig):
+        _check_names(inputs, QFORMER_INPUTS)
+        return run_qformer(config, params, inputs)
     if isinstance(config, TileViTConfig):
         _check_names(inputs, TILE_INPUTS)
         return run_tile_encoder(config, params, inputs)
