@@ -5,27 +5,31 @@ from vlm_jax.models.vit import ConvStem, ViTConfig
 from vlm_jax.models.vlm import VLMConfig
 
 
-def decoder_flops(config: VLMConfig, length: int) -> float:
-    """Forward FLOPs of one token in a row of `length` positions, logits included.
+def decoder_flops(config: VLMConfig, length: int, slots: int = 0) -> float:
+    """Forward FLOPs of one token in a row of `length` positions and `slots` image slots, logits included.
 
     Two for each weight of a matrix product, and 4 * heads * head_size * length a layer for attention, as in Chowdhery
     et al. 2022 (PaLM), appendix B; a layer with a sliding window counts no more than its window. Embedding look-ups
-    cost nothing, and biases and norms next to nothing.
+    cost nothing, and biases and norms next to nothing. An adapter's blocks between the layers count too; their
+    attention is to all of the row's image slots.
     """
     c = config.decoder
     attention = c.width * c.head_size * (2 * c.heads + 2 * c.key_value_heads)
     weights = c.layers * (attention + 3 * c.width * c.mlp_width) + c.width * c.vocabulary_size
     seen = c.repeats * sum(min(block.window or length, length) for block in c.pattern)
-    return 2.0 * weights + 4.0 * c.heads * c.head_size * seen
+    own = 2.0 * weights + 4.0 * c.heads * c.head_size * seen
+    if config.encoder is None or config.adapter is None:
+        return own
+    return own + config.adapter.token_flops(config.encoder.features, c, slots)
 
 
 def encoder_flops(config: VLMConfig) -> float:
-    """Forward FLOPs of one image slot: stem, blocks and adapter; 0 for a text-only model."""
+    """Forward FLOPs of one image slot: stem, blocks and adapter (the memory's keys and values too); 0 for text only."""
     if config.encoder is None or config.adapter is None:
         return 0.0
     c = config.encoder
     tower = _convnext_flops(c) if isinstance(c, ConvNeXtConfig) else _vit_flops(c)
-    return tower + config.adapter.flops(c.features, config.decoder.width)
+    return tower + config.adapter.slot_flops(c.features, config.decoder)
 
 
 def _vit_flops(c: ViTConfig) -> float:
@@ -57,4 +61,4 @@ def _stem_flops(c: ViTConfig) -> float:
 
 def training_flops(config: VLMConfig, rows: int, length: int, images: int) -> float:
     """FLOPs of one training step over all positions and image slots: three times the forward pass; all of it trains."""
-    return 3.0 * rows * (length * decoder_flops(config, length) + images * encoder_flops(config))
+    return 3.0 * rows * (length * decoder_flops(config, length, images) + images * encoder_flops(config))

@@ -91,10 +91,15 @@ def visible_slots(batch: Batch, *, thumbnails: bool = True) -> Bool[Array, "B S 
 
 
 def own_slots(batch: Batch) -> Bool[Array, "B S I"]:
-    """True where an image slot, black or not, belongs to the position's example: where anyone of it may see it."""
-    segments = jnp.asarray(batch.segment_ids)
-    owner = jnp.where(_in_range(batch), segments[:, :, None], 0).max(axis=1)
-    return (owner[:, None, :] == segments[:, :, None]) & (segments != 0)[:, :, None]
+    """True where an image slot, black or not, is of the position's example: of its trunk, or of its own branch.
+
+    A slot is of the example whose positions may see it, and of a branch if none of the trunk may.
+    """
+    inside, segments, branches = _in_range(batch), jnp.asarray(batch.segment_ids), jnp.asarray(batch.branch_ids)
+    owner = jnp.where(inside, segments[:, :, None], 0).max(axis=1)[:, None, :]
+    branch = jnp.where(inside, branches[:, :, None], jnp.iinfo(jnp.int32).max).min(axis=1)[:, None, :]
+    own = (owner == segments[:, :, None]) & ((branch == 0) | (branch == branches[:, :, None]))
+    return own & (segments != 0)[:, :, None]
 
 
 def _in_range(batch: Batch) -> Bool[Array, "B S I"]:
