@@ -82,13 +82,16 @@ class FeatureStore:
         """
         return self._kept(digest(image))
 
-    def read_slots(self, image: Image, count: int) -> list[Features] | None:
-        """The features of the slots that a picture is cut into; None if they are not all kept.
+    def read_slots(self, image: Image, slots: int | None) -> list[Features] | None:
+        """The features of all slots of a picture that is cut into so many (None = it is not cut, and is one slot).
+
+        Returns:
+            None if they are not all kept.
 
         Raises: as `read`.
         """
         name = digest(image)
-        found = [self._kept(slot_name(name, slot)) for slot in range(count)]
+        found = [self._kept(each) for each in slot_names(name, slots)]
         return None if any(features is None for features in found) else found  # type: ignore[return-value]
 
     def _kept(self, name: str) -> Features | None:
@@ -169,9 +172,9 @@ def digest(image: Image) -> str:
     return hashlib.sha256(file_bytes(image)).hexdigest()[:32]
 
 
-def slot_name(digest: str, slot: int) -> str:
-    """What a slot of a picture that is cut is kept as."""
-    return f"{digest}.{slot}"
+def slot_names(digest: str, slots: int | None) -> list[str]:
+    """What the slots of a picture are kept as; None = it is not cut."""
+    return [digest] if slots is None else [f"{digest}.{slot}" for slot in range(slots)]
 
 
 def distinct_pictures(mixture: Sequence[MixtureEntry]) -> dict[str, Image]:

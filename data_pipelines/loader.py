@@ -16,31 +16,26 @@ import dataclasses
 import itertools
 import os
 import zlib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int32, Shaped
+from jaxtyping import Shaped
 
-from data_pipelines import images as pictures
-from data_pipelines.examples import Image
 from data_pipelines.feature_store import FeatureStore
 from data_pipelines.mixture import DataConfig, MixtureEntry, StageData, host_rows, host_shards
 from data_pipelines.packing import Planes
-from data_pipelines.picture_memory import PictureMemory
 from data_pipelines.quarantine import Quarantine
+from data_pipelines.row_pictures import RowPictures, slot_numbers
 from data_pipelines.shard import STOP_AFTER, AllRejectedError, Item, Rejected, Shard, records_used
 from data_pipelines.sources import Source, open_source
 from data_pipelines.template import Processor
-from data_pipelines.tiles import Cut
 from vlm_jax.batch import Batch, BatchInfo
 from vlm_jax.errors import UserError
 
 __all__ = ["DataConfig", "Loader", "MixtureEntry", "host_rows", "make_loader", "merge_states"]
 
 _MOST_THREADS = 32
-_NO_CHANCE = np.random.default_rng(0)
-"""Stands where nothing is drawn: to seed a generator takes longer than to copy a picture."""
 
 
 def make_loader(
@@ -134,10 +129,7 @@ class Loader:
     ) -> None:
         self._data, self._processor, self._seed, self._quarantine = data, processor, seed, quarantine
         self._features = features
-        self._cuts = processor.pictures.tiling is not None
-        self._pixels = (
-            PictureMemory(processor.slots, data.keep_pictures << 20) if data.keep_pictures else processor.slots
-        )
+        self._pictures = RowPictures(data, processor, features)
         self._titles = tuple(entry.title for entry in data.mixture)
         sources = [open_source(entry.source) for entry in data.mixture]
         self._sizes = [len(source) for source in sources]
@@ -228,67 +220,13 @@ class Loader:
             planes.write(row, [item.rendered for item in examples], processor.prompt_tokens, processor.pictures)
         images, decoded = None, []
         if data.images:
-            images = self._empty(len(items), data.images)
+            images = self._pictures.empty(len(items))
             decoded = [
-                self._decoder_pool.submit(self._decode, row, out) for row, out in zip(items, images, strict=True)
+                self._decoder_pool.submit(self._pictures.fill, row, out) for row, out in zip(items, images, strict=True)
             ]
         rejected = list(self._rejected)
         self._rejected.clear()
         return _Packed(items, planes, images, decoded, rejected, self._snapshot())
-
-    def _empty(self, *slots: int) -> Shaped[np.ndarray, "..."]:
-        """Image slots without a picture."""
-        if self._features is None:
-            return np.zeros((*slots, *self._processor.image_size, 3), np.uint8)
-        shape = self._features.shape
-        return np.zeros((*slots, shape.patches, shape.width), shape.dtype)
-
-    def _decode(self, row: list[Item], out: Shaped[np.ndarray, "I *picture"]) -> dict[int, Rejected]:
-        """Runs on the decoding threads: fills a row's image slots; gives the row's examples that have a bad picture."""
-        bad: dict[int, Rejected] = {}
-        slot = 0
-        for number, item in enumerate(row):
-            first = slot
-            slot += item.size.images
-            try:
-                place = first
-                for shown in self._shown(item):
-                    out[place : place + len(shown)] = shown
-                    place += len(shown)
-            except pictures.BadImage as error:
-                bad[number] = Rejected(item.entry, item.record_id, str(error))
-                out[first:slot] = 0
-        return bad
-
-    def _shown(self, item: Item) -> Iterator[Sequence[Shaped[np.ndarray, "*picture"]]]:
-        """For each of an example's pictures the pixels of its slots, or the features that are kept of them."""
-        augmentation = self._data.mixture[item.entry].augmentation
-        rng = np.random.default_rng(item.picture_seed) if augmentation else _NO_CHANCE
-        for image, cut in zip(item.rendered.images, item.rendered.cuts, strict=True):
-            if self._features is not None:
-                yield self._kept(image, cut, item)
-            elif augmentation is None:
-                yield self._pixels(image, cut)
-            elif self._cuts:
-                # Of the whole picture: its tiles must still fit together.
-                yield self._processor.slots(image, cut, lambda whole: pictures.augment(whole, augmentation, rng))
-            else:
-                yield [pictures.augment(self._pixels(image, cut)[0], augmentation, rng)]
-
-    def _kept(self, image: Image, cut: Cut, item: Item) -> Sequence[Shaped[np.ndarray, "P D"]]:
-        assert self._features is not None
-        if self._cuts:
-            kept = self._features.read_slots(image, cut.slots)
-        else:
-            whole = self._features.read(image)
-            kept = None if whole is None else [whole]
-        if kept is None:
-            self._pixels(image, cut)
-            raise UserError(
-                f"{self._features.directory}: features of {item.rendered.id} are not kept, its picture has changed "
-                "since; remove this directory, and the features are made anew"
-            )
-        return kept
 
     def _finish(self, packed: _Packed) -> tuple[Batch, BatchInfo]:
         """Waits for the pictures, turns examples without them into padding, and shifts."""
@@ -329,7 +267,7 @@ class Loader:
         }
         if packed.images is not None:
             fields["images" if self._features is None else "features"] = packed.images
-            fields["image_ids"], fields["tile_index"] = self._slots(packed.items, bad)
+            fields["image_ids"], fields["tile_index"] = slot_numbers(packed.items, self._data.images, bad)
             if self._processor.prompt_tokens:
                 fields["visual_index"] = planes.visual_index
             if wanted.visible is not None:
@@ -337,25 +275,6 @@ class Loader:
         if self._data.has_preferences:
             fields |= {"pair_ids": pair_ids, "labels": labels}
         return Batch(**fields)
-
-    def _slots(
-        self, rows: list[list[Item]], bad: list[dict[int, Rejected]]
-    ) -> tuple[Int32[np.ndarray, "B I"], Int32[np.ndarray, "B I 3"]]:
-        """(image_ids, tile_index): whose slot each is; 0 where it is unused."""
-        image_ids = np.zeros((len(rows), self._data.images), np.int32)
-        tile_index = np.zeros((*image_ids.shape, 3), np.int32)
-        for row, items in enumerate(rows):
-            slot, picture = 0, 1
-            for number, item in enumerate(items):
-                cuts, size = item.rendered.cuts, item.size.images
-                if cuts and number not in bad[row]:
-                    span = slice(slot, slot + size)
-                    image_ids[row, span] = np.repeat(np.arange(picture, picture + len(cuts)), [c.slots for c in cuts])
-                    tile_index[row, span] = (
-                        np.concatenate([cut.tile_index for cut in cuts]) if self._cuts else (0, 1, 1)
-                    )
-                slot, picture = slot + size, picture + len(cuts)
-        return image_ids, tile_index
 
     def _info(self, packed: _Packed) -> BatchInfo:
         shards = packed.state["shards"].values()

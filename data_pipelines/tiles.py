@@ -60,12 +60,17 @@ class Cut:
         """(number, rows, columns) of every slot: 0 = thumbnail or whole picture, 1.. = tile, row by row; black slots
         are numbered on.
         """
-        rows, columns = self.grid
-        numbers = np.arange(1, self.slots + 1, dtype=np.int32)
-        if self.thumbnail_slot is not None:
-            numbers[self.thumbnail_slot] = 0
-            numbers[self.thumbnail_slot + 1 :] -= not self.whole
-        return np.stack([numbers, np.full_like(numbers, rows), np.full_like(numbers, columns)], 1)
+        return _tile_index(self.grid, self.slots, self.thumbnail_slot, self.whole)
+
+
+@functools.lru_cache(maxsize=1024)
+def _tile_index(grid: Grid, slots: int, thumbnail: int | None, whole: bool) -> Int32[np.ndarray, "T 3"]:
+    index = np.array([[number, *grid] for number in range(1, slots + 1)], np.int32)
+    if thumbnail is not None:
+        index[thumbnail, 0] = 0
+        index[thumbnail + 1 :, 0] -= not whole
+    index.flags.writeable = False
+    return index
 
 
 class Run(NamedTuple):
