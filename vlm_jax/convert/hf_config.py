@@ -11,6 +11,8 @@ from vlm_jax.errors import UserError
 from vlm_jax.models.abstract import ModelConfig
 from vlm_jax.models.decoder import DecoderConfig
 from vlm_jax.models.encoders import EncoderConfig
+from vlm_jax.models.qformer import QFormerConfig
+from vlm_jax.models.tile_vit import TileViTConfig
 from vlm_jax.models.vit import PatchStem, ViTConfig
 from vlm_jax.models.vlm import VLMConfig
 
@@ -36,7 +38,7 @@ def with_normalisation(config: ModelConfig, path: Path) -> ModelConfig:
     Raises:
         UserError: if the image processor's file is damaged.
     """
-    if isinstance(config, DecoderConfig):
+    if isinstance(config, (DecoderConfig, QFormerConfig)):
         return config
     if isinstance(config, VLMConfig):
         encoder = None if config.encoder is None else _normalised(config.encoder, path)
@@ -62,7 +64,7 @@ def _sized(config: EncoderConfig, processor: Mapping[str, Any]) -> EncoderConfig
         size = read_image_processor(processor).image_size
     except UserError:
         return config  # its pictures have no one size, or it does what we cannot: the config's own size stands
-    if size == config.image_size:
+    if size == config.image_size or isinstance(config, TileViTConfig):
         return config
     if not isinstance(config, ViTConfig):
         return dataclasses.replace(config, image_size=size)

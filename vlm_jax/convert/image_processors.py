@@ -9,7 +9,9 @@ from data_pipelines.images import ImagePreprocessing
 from vlm_jax.errors import UserError
 from vlm_jax.models.convnext import ConvNeXtConfig
 from vlm_jax.models.encoders import EncoderConfig
+from vlm_jax.models.tile_vit import TileViTConfig
 from vlm_jax.models.vit import ViTConfig
+from vlm_jax.pictures import Tiling
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +26,8 @@ _NEAREST_FILTER = {"bilinear": 2, "bicubic": 3, "area": 4}
 _IDEFICS3_LARGEST = 4096
 """Pixels: the processor scales nothing beyond this."""
 
+_SQUARE_TILES = "Llama 3.2's processor makes square tiles and pads pictures"
+
 _CONVNEXT_SQUASHES_FROM = 384
 """Pixels: ConvNeXt's processor crops smaller pictures only."""
 
@@ -37,14 +41,16 @@ class ImageProcessor:
     preprocessing: ImagePreprocessing
     mean: Numbers
     std: Numbers
+    tiling: Tiling | None = None
+    """How pictures are cut into tiles of `image_size`; None = they are not."""
 
 
 def read_image_processor(plain: Mapping[str, Any], where: str = "preprocessor_config.json") -> ImageProcessor:
     """From the content of preprocessor_config.json (or of `image_processor` in processor_config.json).
 
     Args:
-        plain: as written by the processors of CLIP, LLaVA, SigLIP, DINOv2 (BiT), ViT, ConvNeXt and Idefics 3 (SmolVLM);
-            of the latter, what it does without tiles (do_image_splitting false).
+        plain: as written by the processors of CLIP, LLaVA, SigLIP, DINOv2 (BiT), ViT, ConvNeXt, Llama 3.2 Vision and
+            Idefics 3 (SmolVLM); of the latter, what it does without tiles (do_image_splitting false).
         where: the file, for messages.
 
     Raises:
@@ -56,19 +62,42 @@ def read_image_processor(plain: Mapping[str, Any], where: str = "preprocessor_co
         )
     if abs(plain.get("rescale_factor", 1 / 255) * 255 - 1) > 1e-6:
         raise UserError(f"{where}: rescale_factor is {plain['rescale_factor']}; only 1/255 is known")
-    if plain.get("resample", 3) not in _FILTERS:
+    cut_up = _kind(plain).startswith("Mllama")
+    resample = plain.get("resample", 2 if cut_up else 3)
+    if resample not in _FILTERS:
         known = ", ".join(f"{number} ({name.removeprefix('pillow_')})" for number, name in _FILTERS.items())
-        raise UserError(f"{where}: resample is {plain['resample']}; known are {known}")
-    size, preprocessing = _geometry(plain, _FILTERS[plain.get("resample", 3)], where)
+        raise UserError(f"{where}: resample is {resample}; known are {known}")
+    size, preprocessing = _geometry(plain, _FILTERS[resample], where)
+    tiling = canvas_tiling(_tiles(plain, size, where)) if cut_up else None
     if not plain.get("do_normalize", True):
-        return ImageProcessor(size, preprocessing, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+        return ImageProcessor(size, preprocessing, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), tiling)
     mean, std = (_three(plain, name, where) for name in ("image_mean", "image_std"))
-    return ImageProcessor(size, preprocessing, mean, std)
+    return ImageProcessor(size, preprocessing, mean, std, tiling)
+
+
+def canvas_tiling(tiles: int) -> Tiling:
+    """How Llama 3.2 Vision's image processor cuts pictures into at most so many tiles."""
+    each = range(1, tiles + 1)
+    grids = tuple((rows, columns) for rows in each for columns in each if rows * columns <= tiles)
+    return Tiling(grids, choose="canvas", fit="pad", thumbnail="none", slots=tiles)
+
+
+def _kind(plain: Mapping[str, Any]) -> str:
+    return str(plain.get("image_processor_type", plain.get("feature_extractor_type", "")))
+
+
+def _tiles(plain: Mapping[str, Any], size: tuple[int, int], where: str) -> int:
+    tiles = plain.get("max_image_tiles", 4)
+    if type(tiles) is not int or tiles < 1:
+        raise UserError(f"{where}: max_image_tiles is {tiles!r}; it must be a positive whole number")
+    if size[0] != size[1] or not plain.get("do_pad", True):
+        raise UserError(f"{where}: size is {size[0]} x {size[1]}, do_pad {plain.get('do_pad', True)}; {_SQUARE_TILES}")
+    return tiles
 
 
 def _geometry(plain: Mapping[str, Any], filtered: Any, where: str) -> tuple[tuple[int, int], ImagePreprocessing]:
     size = plain.get("size", {})
-    kind = str(plain.get("image_processor_type", plain.get("feature_extractor_type", "")))
+    kind = _kind(plain)
     if kind.startswith("ConvNext"):
         edge = _edge(size, where)
         if edge >= _CONVNEXT_SQUASHES_FROM:
@@ -150,6 +179,8 @@ def write_image_processor(processor: ImageProcessor) -> dict[str, Any]:
         "image_mean": list(processor.mean),
         "image_std": list(processor.std),
     }
+    if processor.tiling is not None:
+        return _write_tiles(processor, common)
     if how.longest_edge:
         if height != width:
             raise UserError(f"Idefics 3's processor makes square pictures, not {height} x {width}")
@@ -168,13 +199,31 @@ def write_image_processor(processor: ImageProcessor) -> dict[str, Any]:
     return {**kind, "size": {"shortest_edge": edge}, **crop}
 
 
+def _write_tiles(processor: ImageProcessor, common: dict[str, Any]) -> dict[str, Any]:
+    """Llama 3.2's processor, of those that cut pictures."""
+    (height, width), how, tiling = processor.image_size, processor.preprocessing, processor.tiling
+    if tiling is None or height != width or how.resize != "squash" or tiling != canvas_tiling(tiling.slots):
+        raise UserError(
+            "of image processors that cut pictures into tiles only Llama 3.2's is written: square tiles, all grids of "
+            'up to `slots` of them, choose "canvas", fit "pad", no thumbnail, no marks'
+        )
+    size = {"height": height, "width": width}
+    tiles = {"do_pad": True, "max_image_tiles": tiling.slots}
+    return {"image_processor_type": "MllamaImageProcessor", **common, "size": size, **tiles}
+
+
 def encoder_processor(config: EncoderConfig) -> ImageProcessor:
     """The image processor of an encoder by itself, whose config does not say how pictures get their size."""
-    return ImageProcessor(config.image_size, usual_preprocessing(config), config.mean, config.std)
+    tiling = canvas_tiling(config.tiles) if isinstance(config, TileViTConfig) else None
+    return ImageProcessor(config.image_size, usual_preprocessing(config), config.mean, config.std, tiling)
 
 
 def usual_preprocessing(config: EncoderConfig) -> ImagePreprocessing:
-    """How the published models of an encoder's kind have their pictures: SigLIP squashed, others cropped."""
+    """How the published models of an encoder's kind have their pictures: SigLIP squashed, others cropped; tiles are
+    cut from what is laid on a canvas.
+    """
+    if isinstance(config, TileViTConfig):
+        return ImagePreprocessing("squash", "pillow_bilinear")
     if isinstance(config, ViTConfig) and not config.class_token:
         return ImagePreprocessing("squash", "pillow_bicubic")
     margin = isinstance(config, ConvNeXtConfig) or (isinstance(config, ViTConfig) and config.layer_scale)

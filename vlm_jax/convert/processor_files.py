@@ -90,6 +90,8 @@ def _kind(processor: Processor, config: VLMConfig) -> tuple[str, dict[str, Any]]
                 f"{around[0]!r} and {around[1]!r}; train with a ChatTemplate that has these"
             )
         return "Idefics3Processor", {"image_seq_len": config.prompt_tokens}
+    if hf["model_type"] == "mllama":
+        return "MllamaProcessor", {}
     if hf["model_type"] == "paligemma" and processor.template == PrefixTemplate():
         return "PaliGemmaProcessor", {}
     raise UserError(f"no processor of transformers does what this template does with a {hf['model_type']}")
@@ -115,12 +117,16 @@ def _llava_tokens(config: VLMConfig, hf: dict[str, Any]) -> dict[str, Any]:
 
 
 def _pixels(processor: Processor, config: VLMConfig) -> dict[str, Any]:
-    encoder = config.encoder
-    assert encoder is not None
-    plain = write_image_processor(ImageProcessor(processor.image_size, processor.images, encoder.mean, encoder.std))
+    plain = write_image_processor(_image_processor(processor, config))
     if isinstance(processor.template, PrefixTemplate):
         plain |= {"image_processor_type": "SiglipImageProcessor", "image_seq_length": config.prompt_tokens}
     return plain
+
+
+def _image_processor(processor: Processor, config: VLMConfig) -> ImageProcessor:
+    encoder = config.encoder
+    assert encoder is not None
+    return ImageProcessor(processor.image_size, processor.images, encoder.mean, encoder.std, config.tiling)
 
 
 def _write(path: Path, plain: dict[str, Any]) -> None:

@@ -104,7 +104,7 @@ def _processor(
     surrounded: bool = False,
     directory: Path | None = None,
 ) -> Processor:
-    rows = config.decoder.vocabulary_size
+    rows = config.decoder.embedded_tokens
     if tokenizer.vocabulary_size > rows:
         raise UserError(
             f"{where}: the tokenizer has ids up to {tokenizer.vocabulary_size - 1}, but the model embeds {rows}; "
@@ -160,6 +160,11 @@ def _images(directory: Path | None, config: VLMConfig) -> ImagePreprocessing:
     ):
         if any(abs(a - b) > 1e-6 for a, b in zip(theirs, wanted, strict=True)):
             raise UserError(f"{name}: {what} is {theirs}, but the model takes {wanted}; take both from one checkpoint")
+    if processor.tiling is not None and processor.tiling != config.tiling:
+        raise UserError(
+            f"{name}: it cuts pictures into up to {processor.tiling.slots} tiles, which is not what the model's "
+            "config.json says (max_num_tiles, supported_aspect_ratios); take both from one checkpoint"
+        )
     return processor.preprocessing
 
 
