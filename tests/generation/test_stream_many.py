@@ -144,9 +144,8 @@ def test_every_end_token_ends(engine, play, monkeypatch):
 
 def test_the_device_stops_at_every_end_token(engine, prompts, monkeypatch):
     tokenizer = engine.processor.tokenizer
-    running = engine._running(
-        [0], [Request(prompts[0], NEW)], [engine.render(prompts[0])], engine._encode(prompts[0].images)
-    )
+    rendered = engine.render(prompts[0])
+    running = engine._running([0], [Request(prompts[0], NEW)], [rendered], engine._encode([rendered]))
     tokens = np.asarray(running.whole())[0].tolist()
     assert tokens[1] != tokens[0] != tokenizer.end_id
     ends = (tokenizer.end_id, tokens[1])

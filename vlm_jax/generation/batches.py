@@ -11,6 +11,7 @@ from data_pipelines.examples import Image
 from data_pipelines.packing import Planes
 from data_pipelines.template import Rendered
 from vlm_jax.batch import Batch
+from vlm_jax.pictures import Pictures
 
 
 def length_bucket(length: int) -> int:
@@ -89,6 +90,7 @@ def prompt_batch(
     rows: int,
     pad_id: int,
     prompt_tokens: int,
+    pictures: Pictures = Pictures(),
     chunk: int = 0,
     buckets: Buckets = Buckets(),
 ) -> tuple[Batch, np.ndarray]:
@@ -96,10 +98,11 @@ def prompt_batch(
 
     Args:
         prompts: at most `rows` of them.
-        slots: for each prompt, the numbers of its pictures in a table of encoded pictures.
+        slots: for each prompt, the numbers of its image slots in a table of encoded ones.
         rows: B.
         pad_id: the tokenizer's.
-        prompt_tokens: N, visual tokens a picture.
+        prompt_tokens: N, visual tokens a slot.
+        pictures: `VLMConfig.pictures`: whether image slots are seen through cross-attention.
         chunk: if positive, prompts are laid out as `chunk_slots` says, and S is a multiple of it.
         buckets: round S up.
 
@@ -113,14 +116,19 @@ def prompt_batch(
     planes = Planes.empty(rows, length, pad_id)
     for row, (prompt, place) in enumerate(zip(prompts, places, strict=True)):
         together = Planes.empty(1, prompt.length, pad_id)
-        together.write(0, [prompt], prompt_tokens)
+        together.write(0, [prompt], prompt_tokens, pictures)
         for field in dataclasses.fields(Planes):
             getattr(planes, field.name)[row, place] = getattr(together, field.name)[0]
     count = power_bucket(max((len(row) for row in slots), default=0))
     entries, image_ids = np.zeros((rows, count), np.int32), np.zeros((rows, count), np.int32)
-    for row, numbers in enumerate(slots):
+    tile_index = np.zeros((rows, count, 3), np.int32)
+    for row, (prompt, numbers) in enumerate(zip(prompts, slots, strict=True)):
         entries[row, : len(numbers)] = numbers
-        image_ids[row, : len(numbers)] = np.arange(1, len(numbers) + 1)
+        used = 0
+        for picture, cut in enumerate(prompt.cuts, 1):
+            image_ids[row, used : used + cut.slots] = picture
+            tile_index[row, used : used + cut.slots] = cut.tile_index
+            used += cut.slots
     targets, loss_weights = planes.shifted()
     fields: dict[str, Any] = {
         "tokens": planes.tokens,
@@ -134,39 +142,42 @@ def prompt_batch(
         "source_ids": np.zeros((rows, 1), np.int32),
     }
     if count:
-        fields |= {
-            "image_ids": image_ids,
-            "tile_index": np.zeros((rows, count, 3), np.int32),
-            "visual_index": planes.visual_index,
-        }
+        fields |= {"image_ids": image_ids, "tile_index": tile_index}
+        if prompt_tokens:
+            fields["visual_index"] = planes.visual_index
+        if pictures.visible is not None:
+            fields["visible_images"] = planes.visible_images
     return Batch(**fields), entries
 
 
 def by_pictures(prompts: Sequence[Rendered], limit: int) -> Iterator[list[int]]:
-    """Numbers of prompts in groups that share at most `limit` pictures (more only if one prompt alone has more)."""
+    """Numbers of prompts in groups whose pictures take at most `limit` image slots, shared ones counted once (more only
+    if one prompt alone has more).
+    """
     first: dict[Image, int] = {}
     for prompt in prompts:
         for image in prompt.images:
             first.setdefault(image, len(first))
     order = sorted(range(len(prompts)), key=lambda n: min((first[image] for image in prompts[n].images), default=-1))
     group: list[int] = []
-    seen: set[Image] = set()
+    seen: dict[Image, int] = {}
     for number in order:
-        images = set(prompts[number].images)
-        if group and len(seen | images) > limit:
+        prompt = prompts[number]
+        own = {image: cut.slots for image, cut in zip(prompt.images, prompt.cuts, strict=True)}
+        if group and sum((seen | own).values()) > limit:
             yield group
-            group, seen = [], set()
+            group, seen = [], {}
         group.append(number)
-        seen |= images
+        seen |= own
     if group:
         yield group
 
 
 def parts(numbers: Sequence[int], prompts: Sequence[Rendered], size: int) -> Iterator[list[int]]:
-    """Sorts prompts by length and cuts them into batches of at most `size`, none of which mixes buckets of pictures."""
+    """Sorts prompts by length and cuts them into batches of at most `size`, none of which mixes buckets of slots."""
 
     def slots(number: int) -> int:
-        return power_bucket(len(prompts[number].images))
+        return power_bucket(prompts[number].slots)
 
     part: list[int] = []
     # The longest first: if the memory does not suffice, that shows at once.

@@ -85,15 +85,17 @@ def unrolled_params(config: VLMConfig, params: Params) -> Params | None:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def encode(config: VLMConfig, params: Params, images: UInt8[Array, "N H W 3"]) -> Float[Array, "N P D"]:
-    """The encoder's features of pictures."""
-    features: Any = VLM(config).apply({"params": params}, images, method="encode")
+def encode(
+    config: VLMConfig, params: Params, images: UInt8[Array, "N H W 3"], tile_index: Int[Array, "N 3"]
+) -> Float[Array, "N P D"]:
+    """The encoder's features of image slots."""
+    features: Any = VLM(config).apply({"params": params}, images, tile_index, method="encode")
     return features
 
 
 @jax.jit
 def gather(table: Float[Array, "M P D"], entries: Int[Array, "B I"]) -> Float[Array, "B I P D"]:
-    """Features of each image slot, from a table of encoded pictures."""
+    """Features of each image slot of a batch, from a table of encoded slots."""
     return table[entries]
 
 

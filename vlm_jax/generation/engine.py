@@ -5,29 +5,25 @@ import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
 
-from data_pipelines.examples import Example, Image, Text
+from data_pipelines.examples import Example, Text
 from data_pipelines.template import Processor, Rendered
 from vlm_jax.batch import Batch
 from vlm_jax.errors import UserError
 from vlm_jax.generation import decoding
-from vlm_jax.generation.batches import Buckets, by_pictures, chunk_size, parts, power_bucket, prompt_batch
+from vlm_jax.generation.batches import Buckets, by_pictures, chunk_size, parts, prompt_batch
+from vlm_jax.generation.encoded import Encoded, distinct, encode_pictures
 from vlm_jax.generation.requests import Piece, Request, Score
 from vlm_jax.generation.running import Row, Running, answer_of
 from vlm_jax.generation.samplers import Sampler
 from vlm_jax.generation.scoring import score_rows
 from vlm_jax.models.vlm import VLMConfig
+from vlm_jax.pictures import Pictures
 
 Progress = Callable[[int, int], None]
 """Called with (prompts answered, prompts in all)."""
 
-Pictures = tuple[dict[Image, int], Float[Array, "M P D"] | None]
-"""Places of pictures in a table of their features, and the table; None where there is no picture."""
-
-_ENCODED_TOGETHER = 64
 _STEPS_BETWEEN_STOPS = 8
 _SHORT_ROW = 256
 _TURN_TOKENS = 4
@@ -51,7 +47,9 @@ class Engine:
     rows: int = 64
     """Answers that are decoded together."""
     pictures: int = 1024
-    """Distinct pictures whose features are kept at the same time: P * D numbers of the compute dtype each."""
+    """Image slots of distinct pictures whose features are kept at the same time: P * D numbers of the compute dtype
+    each.
+    """
     prefill_chunk: int = 512
     """Longer prompts are read so many positions at a time, which bounds the memory of their activations."""
     buckets: Buckets = Buckets()
@@ -68,6 +66,11 @@ class Engine:
             raise UserError(
                 f"the processor makes pictures of {sizes[0]} pixels and {sizes[1]} tokens, the model takes "
                 f"{self.config.image_size} and {self.config.prompt_tokens}; take both from one checkpoint"
+            )
+        if differing := _differing(self.processor.pictures, self.config.pictures):
+            raise UserError(
+                f"the processor and the model treat pictures differently ({', '.join(differing)}); take both from one "
+                "checkpoint"
             )
 
     def generate(
@@ -170,7 +173,7 @@ class Engine:
             UserError, BadImage: as `generate`; `check` says beforehand whether a request is sound.
         """
         rendered = [self._rendered(request) for request in requests]
-        running = self._running(list(range(len(requests))), requests, rendered, self._encode(_pictures(rendered)))
+        running = self._running(list(range(len(requests))), requests, rendered, self._encode(rendered))
         return dataclasses.replace(running, same_draws=True).pieces(1, cancelled)
 
     def score(self, prompts: Sequence[Example], answers: Sequence[Sequence[str]]) -> list[list[Score]]:
@@ -198,7 +201,7 @@ class Engine:
                 rendered.append(self._fitting(self.processor.render(Example(prompt.trunk, turns, id=prompt.id))))
                 owners.append((number, group))
         for numbers in by_pictures(rendered, self.pictures):
-            table = self._encode(_pictures([rendered[number] for number in numbers]))
+            table = self._encode([rendered[number] for number in numbers])
             for part in parts(numbers, rendered, self.rows):
                 batch = self._batch([rendered[number] for number in part], table)
                 size = self.processor.tokenizer.vocabulary_size
@@ -215,8 +218,8 @@ class Engine:
             UserError: if it has a picture and the model takes none, or its prompt leaves no room in the context.
             BadImage: if a picture cannot be decoded.
         """
-        for image in _pictures([self._rendered(request)]):
-            self.processor.pixels(image)
+        for image, cut in distinct([self._rendered(request)]).items():
+            self.processor.slots(image, cut)
 
     def count_tokens(self, prompt: Example) -> int:
         """The prompt's length in tokens, visual ones included."""
@@ -278,7 +281,7 @@ class Engine:
         rendered = [self._rendered(request) for request in requests]
         most = max((request.samples for request in requests), default=1)
         for numbers in by_pictures(rendered, self.pictures):
-            table = self._encode(_pictures([rendered[number] for number in numbers]))
+            table = self._encode([rendered[number] for number in numbers])
             for part in parts(numbers, rendered, max(1, self.rows // most)):
                 yield self._running(part, requests, rendered, table)
 
@@ -287,7 +290,7 @@ class Engine:
         numbers: Sequence[int],
         requests: Sequence[Request],
         rendered: Sequence[Rendered],
-        table: Pictures,
+        table: Encoded,
     ) -> Running:
         chosen = [rendered[number] for number in numbers]
         rows = [
@@ -303,15 +306,14 @@ class Engine:
         capacity = self.buckets.capacity(max(row.room for row in rows))
         return Running(self.config, self.params, self._unrolled, tokenizer, batch, rows, size, capacity, chunk)
 
-    def _batch(self, prompts: Sequence[Rendered], table: Pictures, chunk: int = 0) -> Batch:
-        places, features = table
-        slots = [[places[image] for image in prompt.images] for prompt in prompts]
-        pad_id = self.processor.tokenizer.pad_id
-        rows = self._padded(len(prompts))
-        batch, entries = prompt_batch(prompts, slots, rows, pad_id, self.config.prompt_tokens, chunk, self.buckets)
-        if features is None or not entries.size:
+    def _batch(self, prompts: Sequence[Rendered], table: Encoded, chunk: int = 0) -> Batch:
+        slots = [table.entries(prompt) for prompt in prompts]
+        pad_id, rows = self.processor.tokenizer.pad_id, self._padded(len(prompts))
+        sizes = (self.config.prompt_tokens, self.config.pictures, chunk, self.buckets)
+        batch, entries = prompt_batch(prompts, slots, rows, pad_id, *sizes)
+        if table.features is None or not entries.size:
             return batch
-        return dataclasses.replace(batch, features=decoding.gather(features, entries))
+        return dataclasses.replace(batch, features=decoding.gather(table.features, entries))
 
     @functools.cached_property
     def _unrolled(self) -> Any:
@@ -320,21 +322,12 @@ class Engine:
     def _padded(self, rows: int) -> int:
         return min(self.buckets.rows(rows), max(self.rows, rows))
 
-    def _encode(self, images: Sequence[Image]) -> Pictures:
-        """Places of pictures in a table of their features; its M entries are a power of two. None without pictures."""
-        places = {image: place for place, image in enumerate(images)}
-        if not images:
-            return places, None
-        together = min(power_bucket(len(images)), _ENCODED_TOGETHER)
-        encoded = []
-        for start in range(0, power_bucket(len(images)), together):
-            pixels = np.zeros((together, *self.config.image_size, 3), np.uint8)
-            for i, image in enumerate(images[start : start + together]):
-                pixels[i] = self.processor.pixels(image)
-            encoded.append(decoding.encode(self.config, self.params, pixels))
-        return places, jnp.concatenate(encoded)
+    def _encode(self, prompts: Sequence[Rendered]) -> Encoded:
+        return encode_pictures(self.config, self.params, self.processor, prompts)
 
 
-def _pictures(prompts: Sequence[Rendered]) -> list[Image]:
-    """The distinct pictures, in the order of their first appearance."""
-    return list(dict.fromkeys(image for prompt in prompts for image in prompt.images))
+def _differing(ours: Pictures, theirs: Pictures) -> list[str]:
+    """Fields in which two ways with pictures differ; the grid of visual tokens counts only where rows are joined."""
+    names = ["tiling", "prompt_slots", "visible", "instruction"]
+    names += ["token_grid"] * bool(ours.tiling and ours.tiling.separator)
+    return [name for name in names if getattr(ours, name) != getattr(theirs, name)]
