@@ -21,6 +21,7 @@ from vlm_jax.convert.writing import SHARD_BYTES, new_directory, write_rows
 from vlm_jax.errors import UserError
 from vlm_jax.models.abstract import ModelConfig, boxed_params, build_model
 from vlm_jax.models.decoder import DecoderConfig
+from vlm_jax.models.qformer import QFormerConfig
 from vlm_jax.models.vlm import VLMConfig
 from vlm_jax.parallel import abstract_params
 from vlm_jax.serialise import from_plain, to_plain
@@ -127,7 +128,7 @@ def write_hf(
         params = {**params, "unused": unused}
     write_rows(rows, params, directory, shard_bytes, progress)
     (directory / "config.json").write_text(json.dumps(hf, indent=2) + "\n", encoding="utf-8")
-    if not isinstance(config, (VLMConfig, DecoderConfig)):
+    if not isinstance(config, (VLMConfig, DecoderConfig, QFormerConfig)):
         processor = write_image_processor(encoder_processor(config))
         (directory / "preprocessor_config.json").write_text(json.dumps(processor, indent=2) + "\n", encoding="utf-8")
 

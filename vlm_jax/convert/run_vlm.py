@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 from vlm_jax.convert.run_images import channels_last
 from vlm_jax.convert.run_joined import cut_pictures
+from vlm_jax.convert.run_qformer import instructed_tokens
 from vlm_jax.convert.run_text import Arrays, embed_tokens, read_text, run_decoder
 from vlm_jax.errors import UserError
 from vlm_jax.models.decoder import Decoder
@@ -49,7 +50,10 @@ def run_vlm(config: VLMConfig, params: PyTree, inputs: Mapping[str, np.ndarray])
         features = _visual_tokens(VLM(config), params, pixels)
         features = flat = features.reshape(-1, features.shape[-1])[index]
     else:
-        features = _visual_tokens(VLM(config), params, _pictures(inputs["pixel_values"]))
+        whole = _pictures(inputs["pixel_values"])
+        instructed = config.pictures.instruction > 0
+        plain = functools.partial(_visual_tokens, VLM(config), params, whole)
+        features = instructed_tokens(config, params, whole, inputs) if instructed else plain()
         pictures, flat = len(features), features.reshape(-1, features.shape[-1])
     if len(flat) != visual.sum():
         raise UserError(

@@ -10,12 +10,13 @@ from vlm_jax.batch import Batch
 from vlm_jax.models.decoder import Decoder, DecoderConfig
 from vlm_jax.models.encoders import Encoder, EncoderConfig, build_encoder, run_encoder, slots_together
 from vlm_jax.models.layers import Precision
+from vlm_jax.models.qformer import QFormer, QFormerConfig
 from vlm_jax.models.vlm import VLM, VLMConfig
 
-ModelConfig = VLMConfig | DecoderConfig | EncoderConfig
+ModelConfig = VLMConfig | DecoderConfig | EncoderConfig | QFormerConfig
 """A whole model, or a part of one by itself."""
 
-Model = VLM | Decoder | Encoder
+Model = VLM | Decoder | Encoder | QFormer
 
 
 def build_model(config: ModelConfig, precision: Precision | None = None) -> Model:
@@ -30,6 +31,10 @@ def build_model(config: ModelConfig, precision: Precision | None = None) -> Mode
         return VLM(config)
     if isinstance(config, DecoderConfig):
         return Decoder(config, precision)
+    if isinstance(config, QFormerConfig):
+        if not config.features_width:
+            raise ValueError("QFormerConfig: features_width is 0; a Q-Former by itself must say how wide they are")
+        return QFormer(config, precision)
     return build_encoder(config, precision)
 
 
@@ -49,6 +54,8 @@ def initialise(model: Model, key: jax.Array) -> dict[str, Any]:
         return model.init(key, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), spec))["params"]
     if isinstance(model, Decoder):
         return model.init(key, jnp.zeros((1, 2), jnp.int32), method=_decode)["params"]
+    if isinstance(model, QFormer):
+        return model.init(key, method="all_parts")["params"]
     slots = slots_together(model.config)
     pixels, index = jnp.zeros((slots, *model.config.image_size, 3)), jnp.zeros((slots, 3), jnp.int32)
     return model.init(key, pixels, index, method=run_encoder)["params"]
