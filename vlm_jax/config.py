@@ -2,9 +2,10 @@
 
 import dataclasses
 import importlib.util
+import inspect
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from data_pipelines.images import ImagePreprocessing
 from data_pipelines.mixture import DataConfig, MixtureEntry
@@ -222,24 +223,44 @@ def load_experiment(path: str) -> Experiment:
     Raises:
         UserError: if the file is missing, cannot be run, or has no such function.
     """
+    made = call_in_file(path, "experiment", "Experiment")
+    if not isinstance(made, Experiment):
+        raise UserError(f"{path}: experiment() gave {type(made).__name__}; return a vlm_jax.config.Experiment")
+    return made
+
+
+def call_in_file(path: str, name: str, gives: str, **arguments: Any) -> Any:
+    """Runs a Python file and calls one of its functions.
+
+    Args:
+        path: of the file.
+        name: of the function.
+        gives: the type that it should give, for messages.
+        arguments: for the function; those that are None are left out.
+
+    Raises:
+        UserError: if the file is missing or cannot be run, has no such function, or that does not take the arguments.
+    """
     file = Path(path)
     if file.suffix != ".py" or not file.is_file():
-        raise UserError(f"{path}: there is no such experiment file; give a Python file that defines experiment()")
-    spec = importlib.util.spec_from_file_location(f"experiment_{file.stem}", file)
+        raise UserError(f"{path}: there is no such {name} file; give a Python file that defines {name}()")
+    spec = importlib.util.spec_from_file_location(f"{name}_{file.stem}", file)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
+    given = {key: value for key, value in arguments.items() if value is not None}
     try:
         spec.loader.exec_module(module)
-        make = getattr(module, "experiment", None)
-        made = make() if make is not None else None
+        make = getattr(module, name, None)
+        strange = [key for key in given if make is not None and key not in inspect.signature(make).parameters]
+        made = None if make is None or strange else make(**given)
     except UserError:
         raise
     except Exception as error:
         raise UserError(f"{path}: cannot be run ({type(error).__name__}: {error}); correct the file") from None
     if make is None:
-        raise UserError(f"{path}: it defines no experiment(); add a function experiment() -> Experiment")
-    if not isinstance(made, Experiment):
-        raise UserError(f"{path}: experiment() gave {type(made).__name__}; return a vlm_jax.config.Experiment")
+        raise UserError(f"{path}: it defines no {name}(); add a function {name}() -> {gives}")
+    if strange:
+        raise UserError(f"{path}: its {name}() takes no {strange[0]}; leave --{strange[0]} out")
     return made
