@@ -1,14 +1,14 @@
 """Features of a frozen encoder: computed apart from the step, and kept on disk if the stage asks for it.
 
-While an encoder is frozen, its part of a step is a program of its own that goes through a batch's pictures one by one
-(one a device at a time). What it makes of a picture therefore depends on nothing else in the batch, and the step that
-follows is one and the same program whether features were computed a moment ago or read from the cache: caching changes
-no bit of what is trained.
+While an encoder is frozen, its part of a step is a program of its own that goes through a batch's image slots one by
+one (one a device at a time; a picture's slots together where its tiles see each other). What it makes of a picture
+therefore depends on nothing else in the batch, and the step that follows is one and the same program whether features
+were computed a moment ago or read from the cache: caching changes no bit of what is trained.
 """
 
+import collections
 import dataclasses
 import hashlib
-import itertools
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -24,13 +24,16 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from data_pipelines.examples import Image
-from data_pipelines.feature_store import FeatureStore, Shape, distinct_pictures
+from data_pipelines.feature_store import FeatureStore, Shape, distinct_pictures, slot_names
 from data_pipelines.images import BadImage
+from data_pipelines.mixture import MixtureEntry
 from data_pipelines.template import Processor
+from data_pipelines.tiles import Cut
 from vlm_jax.batch import Batch
 from vlm_jax.checkpoints.checksums import tree_checksums
 from vlm_jax.config import Experiment, FeatureCache, Stage
 from vlm_jax.errors import UserError
+from vlm_jax.models.encoders import slots_together
 from vlm_jax.models.vlm import VLM
 from vlm_jax.optim import Rule
 from vlm_jax.parallel import batch_sharding
@@ -50,19 +53,33 @@ class FrozenEncoder:
         self.sharding = batch_sharding(mesh)
         """Of a batch's rows."""
         devices = mesh.shape["data"] * mesh.shape["fsdp"]
+        together = slots_together(model.config.encoder) if model.config.encoder is not None else 1
 
         def encode(
-            params: Mapping[str, Any], images: UInt8[Array, "B I H W 3"], image_ids: Int[Array, "B I"]
+            params: Mapping[str, Any],
+            images: UInt8[Array, "B I H W 3"],
+            image_ids: Int[Array, "B I"],
+            tile_index: Int[Array, "B I 3"] | None = None,
         ) -> Float[Array, "B I P D"]:
             rows, slots = images.shape[:2]
-            # [n, devices, H, W, 3]: each device keeps the rows it has, and encodes one picture at a time.
-            pictures = images.reshape(devices, rows * slots // devices, *images.shape[2:]).swapaxes(0, 1)
-            features = jax.lax.map(lambda some: model.apply({"params": params}, some, method="encode"), pictures)
-            features = features.swapaxes(0, 1).reshape(rows, slots, *features.shape[2:])
+
+            # [n, devices, T, …]: each device keeps the rows it has, and encodes one picture (T slots) at a time.
+            def by_picture(plane: Array) -> Array:
+                return plane.reshape(devices, rows * slots // (devices * together), together, *plane.shape[2:])
+
+            def encode_some(some: tuple[Array, Array | None]) -> Array:
+                pixels, tiles = jax.tree.map(lambda plane: plane.reshape(devices * together, *plane.shape[2:]), some)
+                features: Array = model.apply({"params": params}, pixels, tiles, method="encode")  # type: ignore[assignment]
+                return features
+
+            pictures = jax.tree.map(lambda plane: by_picture(plane).swapaxes(0, 1), (images, tile_index))
+            features = jax.lax.map(encode_some, pictures)
+            features = features.reshape(len(features), devices, together, *features.shape[2:]).swapaxes(0, 1)
+            features = features.reshape(rows, slots, *features.shape[3:])
             return jnp.where(image_ids[..., None, None] > 0, features, 0)
 
         self.encode = jax.jit(encode, out_shardings=self.sharding)
-        """(the encoder's parameters, images, image_ids) -> features; 0 in slots that are not in use."""
+        """(the encoder's parameters, images, image_ids, tile_index) -> features; 0 in slots that are not in use."""
 
     def __call__(self, params: Mapping[str, Any], batch: Batch) -> Batch:
         """The batch with features in place of pictures; a batch without pictures as it is.
@@ -73,7 +90,7 @@ class FrozenEncoder:
         """
         if batch.images is None:
             return batch
-        features = self.encode({"encoder": params["encoder"]}, batch.images, batch.image_ids)
+        features = self.encode({"encoder": params["encoder"]}, batch.images, batch.image_ids, batch.tile_index)
         return dataclasses.replace(batch, images=None, features=features)
 
 
@@ -123,14 +140,41 @@ def open_features(
     shape = _shape(frozen, params, processor, stage)
     store = FeatureStore(directory, shape)
     mixture = [*stage.data.mixture, *(stage.validation.mixture if stage.validation else ())]
-    missing = {name: image for name, image in distinct_pictures(mixture).items() if name not in store}
-    _check_size(stage, experiment.feature_cache, len(store) + len(missing), shape)
+    missing = _missing(mixture, processor, store)
+    _check_size(stage, experiment.feature_cache, len(store) + sum(len(picture.names) for picture in missing), shape)
+    kept_as = "pictures" if processor.pictures.tiling is None else "image slots"
     if missing:
         log.info("stage %s: encoding %d pictures once, into %s", stage.name, len(missing), directory)
+        total = sum(len(picture.names) for picture in missing)
         encoded = _encode_all(missing, stage, processor, frozen, params)
-        store.add(_shown(encoded, len(missing), stage.name, console))
-    log.info("stage %s: features of %d pictures are cached", stage.name, len(store))
+        store.add(_shown(encoded, total, kept_as, stage.name, console))
+    log.info("stage %s: features of %d %s are cached", stage.name, len(store), kept_as)
     return store
+
+
+@dataclasses.dataclass(frozen=True)
+class _Picture:
+    """A picture whose features are not kept yet."""
+
+    image: Image
+    cut: Cut
+    names: list[str]
+    """What its slots will be kept as."""
+
+
+def _missing(mixture: Sequence[MixtureEntry], processor: Processor, store: FeatureStore) -> list[_Picture]:
+    """Pictures that are not kept; without those that cannot be cut, which the loader meets in their turn."""
+    cuts = processor.pictures.tiling is not None
+    missing = []
+    for digest, image in distinct_pictures(mixture).items():
+        try:
+            cut = processor.cut(image)
+        except BadImage:
+            continue
+        names = slot_names(digest, cut.slots if cuts else None)
+        if any(name not in store for name in names):
+            missing.append(_Picture(image, cut, names))
+    return missing
 
 
 def _directory(config: FeatureCache, workdir: epath.Path) -> Path:
@@ -151,6 +195,7 @@ def _key(experiment: Experiment, processor: Processor, params: Mapping[str, Any]
         to_json(processor.images),
         repr(processor.image_size),
         repr(sorted(tree_checksums(params["encoder"]).items())),
+        *([] if processor.pictures.tiling is None else [to_json(processor.pictures.tiling)]),
         jax.__version__,
         f"{device.platform} {device.device_kind}",
     )
@@ -158,56 +203,60 @@ def _key(experiment: Experiment, processor: Processor, params: Mapping[str, Any]
 
 
 def _shape(frozen: FrozenEncoder, params: Mapping[str, Any], processor: Processor, stage: Stage) -> Shape:
-    images, ids = _empty_slots(stage, processor)
-    found = jax.eval_shape(frozen.encode, {"encoder": params["encoder"]}, images, ids)
+    found = jax.eval_shape(frozen.encode, {"encoder": params["encoder"]}, *_empty_slots(stage, processor))
     patches, width = found.shape[2:]
     return Shape(patches, width, str(found.dtype))
 
 
-def _empty_slots(stage: Stage, processor: Processor) -> tuple[np.ndarray, np.ndarray]:
+def _empty_slots(stage: Stage, processor: Processor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(images, image_ids, tile_index)"""
     slots = (stage.data.rows, stage.data.images)
-    return np.zeros((*slots, *processor.image_size, 3), np.uint8), np.zeros(slots, np.int32)
+    images = np.zeros((*slots, *processor.image_size, 3), np.uint8)
+    return images, np.zeros(slots, np.int32), np.zeros((*slots, 3), np.int32)
 
 
-def _check_size(stage: Stage, config: FeatureCache, pictures: int, shape: Shape) -> None:
-    needed = pictures * shape.nbytes / 1e9
+def _check_size(stage: Stage, config: FeatureCache, slots: int, shape: Shape) -> None:
+    needed = slots * shape.nbytes / 1e9
     if needed > config.gigabytes:
         raise UserError(
-            f"stage {stage.name}: features of {pictures:,} pictures take {needed:.2f} GB, feature_cache.gigabytes "
+            f"stage {stage.name}: features of {slots:,} pictures take {needed:.2f} GB, feature_cache.gigabytes "
             f"allows {config.gigabytes:g}; raise it, or leave cache_features off"
         )
 
 
 def _encode_all(
-    pictures: Mapping[str, Image],
+    pictures: Sequence[_Picture],
     stage: Stage,
     processor: Processor,
     frozen: FrozenEncoder,
     params: Mapping[str, Any],
 ) -> Iterator[tuple[Sequence[str], np.ndarray]]:
-    """(digests, features) of as many pictures at a time as the stage's batches hold, so that one program serves both.
+    """(names, features) of as many image slots at a time as the stage's batches hold, so that one program serves both.
 
-    A picture that cannot be decoded is left out: the loader meets it in its turn.
+    A picture that cannot be decoded is left out, and so is one that no row holds: the loader meets it in its turn.
     """
-    left = iter(pictures.items())
+    left = collections.deque(picture for picture in pictures if len(picture.names) <= stage.data.images)
     encoder = {"encoder": params["encoder"]}
-    while some := list(itertools.islice(left, stage.data.rows * stage.data.images)):
-        images, ids = _empty_slots(stage, processor)
-        flat = images.reshape(-1, *images.shape[2:])
+    while left:
+        images, ids, tile_index = _empty_slots(stage, processor)
+        flat_images, flat_tiles = images.reshape(-1, *images.shape[2:]), tile_index.reshape(-1, 3)
         names: list[str] = []
-        for name, image in some:
+        while left and len(names) + len(left[0].names) <= len(flat_images):
+            picture = left.popleft()
+            span = slice(len(names), len(names) + len(picture.names))
             try:
-                flat[len(names)] = processor.pixels(image)
+                flat_images[span] = processor.slots(picture.image, picture.cut)
             except BadImage:
                 continue
-            names.append(name)
+            flat_tiles[span] = picture.cut.tile_index
+            names += picture.names
         ids.reshape(-1)[: len(names)] = 1
-        features = np.asarray(frozen.encode(encoder, *jax.device_put((images, ids), frozen.sharding)))
+        features = np.asarray(frozen.encode(encoder, *jax.device_put((images, ids, tile_index), frozen.sharding)))
         yield names, features.reshape(-1, *features.shape[2:])[: len(names)]
 
 
 def _shown(
-    encoded: Iterable[tuple[Sequence[str], np.ndarray]], total: int, stage: str, console: Console
+    encoded: Iterable[tuple[Sequence[str], np.ndarray]], total: int, kept_as: str, stage: str, console: Console
 ) -> Iterator[tuple[Sequence[str], np.ndarray]]:
     """The same, with a bar on a terminal, else with a line for every tenth."""
     columns = (
@@ -220,11 +269,11 @@ def _shown(
     )
     done = told = 0
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task(f"{stage}: encoding pictures", total=total)
+        task = progress.add_task(f"{stage}: encoding {kept_as}", total=total)
         for names, features in encoded:
             yield names, features
             done += len(names)
             progress.update(task, completed=done)
             if not console.is_terminal and (done - told >= total / 10 or done == total):
                 told = done
-                console.print(f"{stage}: {done:,} of {total:,} pictures encoded", highlight=False)
+                console.print(f"{stage}: {done:,} of {total:,} {kept_as} encoded", highlight=False)
