@@ -47,6 +47,11 @@ def fractional_positions(positions: Float[Array, "h w D"], shown: Bool[Array, "N
     return jnp.where(shown[..., None], found, positions[0, 0])
 
 
+def keeps_positions(grid: tuple[int, int]) -> bool:
+    """Whether fractional positions for the grid that is learned are the learned ones, each in its place."""
+    return all(np.array_equal(_cells(side, side)[-1], np.arange(side)) for side in grid)
+
+
 def _cells(old: int, most: int) -> Int[np.ndarray, "most+1 most"]:
     """Row n: the cell of `old` equal ones that each patch of n falls into.
 

@@ -63,7 +63,7 @@ def rows(config: VLMConfig) -> list[Row]:
     assert isinstance(config.adapter, MLPAdapterConfig)
     inner = config.encoder.width * config.adapter.pixel_shuffle**2
     return [
-        *(_text(row) for row in parts.decoder_rows(config)),
+        *(text_row(row) for row in parts.decoder_rows(config)),
         *prefixed(parts.tower_rows(config.encoder), theirs="model.vision_model."),
         *affine(
             "model.connector.modality_projection.proj",
@@ -75,8 +75,8 @@ def rows(config: VLMConfig) -> list[Row]:
     ]
 
 
-def _text(row: Row) -> Row:
-    """The head stays outside of the text model."""
+def text_row(row: Row) -> Row:
+    """A row of a ...ForCausalLM inside of Idefics: the head stays outside of the text model."""
     if not row.theirs.startswith("model."):
         return row
     return dataclasses.replace(row, theirs=row.theirs.replace("model.", "model.text_model.", 1))

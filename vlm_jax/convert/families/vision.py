@@ -7,6 +7,7 @@ from typing import Any
 from vlm_jax.convert.families.common import affine, read_activation, write_activation
 from vlm_jax.convert.names import Row, Transpose, per_layer
 from vlm_jax.errors import UserError
+from vlm_jax.models.positions import keeps_positions
 from vlm_jax.models.vit import ConvStem, PatchStem, ViTConfig
 
 CONV_KERNEL = Transpose((2, 3, 1, 0))
@@ -114,7 +115,10 @@ def square_size(config: ViTConfig, architecture: str) -> int:
 
 def check_resampling(config: ViTConfig, architecture: str, method: str) -> None:
     """Refuses, with a UserError, a model that would run with other positions outside."""
-    if position_grid(config) != config.grid and config.position_resampling != method:
+    same = position_grid(config) == config.grid
+    if "fractional" in (config.position_resampling, method):
+        same = same and keeps_positions(config.grid)
+    if not same and config.position_resampling != method:
         raise UserError(
             f"{architecture} resamples positions by {method}, and this model by {config.position_resampling}; "
             "they are for another grid than its pictures have"
