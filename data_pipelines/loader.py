@@ -23,6 +23,7 @@ import numpy as np
 from jaxtyping import Shaped
 
 from data_pipelines.feature_store import FeatureStore
+from data_pipelines.instructions import slot_instructions
 from data_pipelines.mixture import DataConfig, MixtureEntry, StageData, host_rows, host_shards
 from data_pipelines.packing import Planes
 from data_pipelines.quarantine import Quarantine
@@ -272,6 +273,9 @@ class Loader:
                 fields["visual_index"] = planes.visual_index
             if wanted.visible is not None:
                 fields["visible_images"] = planes.visible_images
+            if wanted.instruction:
+                rows = [[item.rendered for item in items] for items in packed.items]
+                fields["instructions"] = slot_instructions(rows, self._data.images, wanted.instruction, bad)
         if self._data.has_preferences:
             fields |= {"pair_ids": pair_ids, "labels": labels}
         return Batch(**fields)

@@ -37,6 +37,9 @@ class Rendered:
     source: str
     labels: tuple[float, ...] = ()
     """Preference data: a label for each branch, which makes every branch an entry of its own in the batch."""
+    instruction: Int32[np.ndarray, "Q"] | None = None
+    """Ids of what the user asks, for adapters that read it with the pictures; None = there are no pictures, or it is
+    not read."""
 
     @property
     def entries(self) -> int:

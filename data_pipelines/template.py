@@ -14,6 +14,7 @@ from data_pipelines.chat_template import ChatTemplate, render_chat
 from data_pipelines.control_template import TemplateConfig, render
 from data_pipelines.examples import Example, Image, Role
 from data_pipelines.images import ImagePreprocessing, Pixels
+from data_pipelines.instructions import instruction_ids
 from data_pipelines.prefix_template import PrefixTemplate, render_prefix
 from data_pipelines.rendered import Rendered
 from data_pipelines.tiles import Cut, Place, cut_of, pixels_of, place_of, uncut
@@ -34,6 +35,8 @@ __all__ = [
 ]
 
 _FILE = "processor.json"
+_INSTRUCTION = "instruction"
+"""Directory of the instruction's tokenizer."""
 
 Template = TemplateConfig | ChatTemplate | PrefixTemplate
 """How turns and pictures become tokens: by control tokens, by a model's own chat template, or as prefix and suffix."""
@@ -52,6 +55,8 @@ class Processor:
     """N, visual tokens that one image slot gives to the sequence."""
     pictures: Pictures = Pictures()
     """How pictures are cut into slots, and who sees them: `VLMConfig.pictures`."""
+    instruction_tokenizer: Tokenizer | None = None
+    """Of the instruction, where the adapter reads ids of another vocabulary (InstructBLIP's are BERT's)."""
 
     def render(self, example: Example, open_turn: Role | None = None) -> Rendered:
         """Lays an example out as token ids: see `render`, `render_chat` and `render_prefix`.
@@ -60,7 +65,17 @@ class Processor:
 
         Raises:
             BadImage: if pictures are cut, and this one's header cannot be read or no grid suits it.
+            BadRecord: if the adapter reads an instruction with its pictures, and not one.
         """
+        rendered = self._laid_out(example, open_turn)
+        wanted = self.pictures
+        if not wanted.instruction or not example.images:
+            return rendered
+        tokenizer = self.instruction_tokenizer or self.tokenizer
+        ids = instruction_ids(example, tokenizer, wanted.instruction, wanted.instruction_vocabulary)
+        return dataclasses.replace(rendered, instruction=ids)
+
+    def _laid_out(self, example: Example, open_turn: Role | None) -> Rendered:
         template, tokenizer = self.template, self.tokenizer
         places = self.places(example)
         if isinstance(template, ChatTemplate):
@@ -129,6 +144,8 @@ class Processor:
         directory = epath.Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         self.tokenizer.save(directory)
+        if self.instruction_tokenizer is not None:
+            self.instruction_tokenizer.save(directory / _INSTRUCTION)
         plain = {
             "template": to_plain(self.template),
             "images": dataclasses.asdict(self.images),
@@ -155,6 +172,7 @@ def load_processor(directory: epath.PathLike) -> Processor:
         raise UserError(f"{path}: damaged, not JSON ({error}); restore the file or choose another checkpoint") from None
     try:
         height, width = (int(side) for side in plain["image_size"])
+        instruction = directory / _INSTRUCTION
         return Processor(
             tokenizer=load_tokenizer(directory),
             template=_template(plain["template"]),
@@ -163,6 +181,7 @@ def load_processor(directory: epath.PathLike) -> Processor:
             prompt_tokens=int(plain["prompt_tokens"]),
             # Files of before pictures were cut or seen otherwise do not say how.
             pictures=_read(Pictures, plain.get("pictures", {}), "pictures"),
+            instruction_tokenizer=load_tokenizer(instruction) if instruction.exists() else None,
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{path}: damaged ({error!r}); restore the file or choose another checkpoint") from None

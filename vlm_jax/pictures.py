@@ -111,6 +111,8 @@ class Pictures:
     """Set where image slots are seen through cross-attention too, in place of the sequence or beside it."""
     instruction: int = 0
     """Tokens of the instruction that the adapter reads with a picture (InstructBLIP); 0 = it reads none."""
+    instruction_vocabulary: int = 0
+    """How many ids of an instruction it embeds."""
 
     def __post_init__(self) -> None:
         if self.prompt_slots == "thumbnail" and self.tiling is not None and self.tiling.thumbnail == "none":

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Int32
 
 from data_pipelines.examples import Image
+from data_pipelines.instructions import slot_instructions
 from data_pipelines.packing import Planes
 from data_pipelines.template import Rendered
 from vlm_jax.batch import Batch
@@ -147,6 +148,9 @@ def prompt_batch(
             fields["visual_index"] = planes.visual_index
         if pictures.visible is not None:
             fields["visible_images"] = planes.visible_images
+        if pictures.instruction:
+            padded = [*([prompt] for prompt in prompts), *([[]] * (rows - len(prompts)))]
+            fields["instructions"] = slot_instructions(padded, count, pictures.instruction)
     return Batch(**fields), entries
 
 

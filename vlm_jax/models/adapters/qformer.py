@@ -53,7 +53,7 @@ class QFormerAdapterConfig(AdapterConfigBase):
 
     def pictures(self, features: FeatureMap) -> Pictures:
         """It may read an instruction; its tokens form no grid."""
-        return Pictures(instruction=self.instruction)
+        return Pictures(instruction=self.instruction, instruction_vocabulary=self.qformer.text_vocabulary)
 
     def flops(self, features: FeatureMap, width: int) -> float:
         """The Q-Former's and the linear map's."""
