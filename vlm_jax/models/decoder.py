@@ -32,10 +32,6 @@ class DecoderConfig:
     """Sizes of a decoder. Its layers repeat `pattern`, so alternating or inserted blocks are data."""
 
     vocabulary_size: int = 32_000
-    input_only_tokens: int = 0
-    """Tokens after those of the vocabulary that have an embedding but no logit: they are read and never written, such
-    as Llama 3.2's token for a picture's place.
-    """
     width: int = 768
     layers: int = 12
     heads: int = 12
@@ -66,6 +62,10 @@ class DecoderConfig:
     """Scores s become cap * tanh(s / cap); 0 = they do not (Gemma 2)."""
     logit_softcap: float = 0.0
     """The same for logits."""
+    input_only_tokens: int = 0
+    """Tokens after those of the vocabulary that have an embedding but no logit: they are read and never written, such
+    as Llama 3.2's token for a picture's place.
+    """
     tied_embeddings: bool = True
     embedding_scale: float = 1.0
     """Multiplies token embeddings on their way in; Gemma takes sqrt(width) (Gemma Team 2024)."""
