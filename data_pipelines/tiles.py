@@ -1,11 +1,13 @@
 """A picture in its image slots, and its place in the sequence: which visual tokens stand there, between which marks.
 
-A picture of 2 x 2 tiles, 2 x 2 visual tokens each, thumbnail first: slots, and the visual tokens 0 to 19 they become:
+A picture of 2 x 2 tiles, 2 x 2 visual tokens each, thumbnail first: its slots, and which visual tokens stand there:
 
-    slot 0        1 2       tile by tile, marked            0 1 2 3  <tile_1> 4 5 6 7  <tile_2> 8 9 10 11  …
-    thumbnail     3 4       in rows with a separator s      0 1 2 3  4 5 8 9 s  6 7 10 11 s  12 13 16 17 s  …
+    slots       tile by tile, with marks: N = 4 a slot      joined into rows that end with a separator: N = 5 a slot
+    0 1 2       0 1 2 3  <tile_1> 4 5 6 7                   0 1 2 3  5 6 10 11 4
+      3 4       <tile_2> 8 9 10 11 …                                 7 8 12 13 4 …
 
-With separators a slot has one visual token more, its last, which is a separator; of any slot, since all are the same.
+With separators a slot has one visual token more, its last, which is a separator; all slots' are the same, and the
+thumbnail's stands for them.
 """
 
 import dataclasses
