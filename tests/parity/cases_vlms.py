@@ -88,8 +88,25 @@ def paligemma(text: dict[str, Any], image: int) -> Case:
 
 
 IDEFICS_VISION = {**VIT, "image_size": 42}
+PERCEIVER = {
+    "resampler_n_latents": 5,
+    "resampler_depth": 2,
+    "resampler_n_heads": 6,
+    "resampler_head_dim": 8,
+    "num_key_value_heads": 3,
+}
+
+
+def idefics2(given, text: dict[str, Any] = MISTRAL, **perceiver: Any) -> Case:
+    sizes = {**PERCEIVER, **perceiver}
+    return case("Idefics2", text, IDEFICS_VISION, given, perceiver_config=sizes, image_token_id=IMAGE)
+
 
 CASES: dict[str, Case] = {
+    "idefics2": idefics2(functools.partial(inputs, 5, nested=True, size=42)),
+    "idefics2_own_width": idefics2(
+        functools.partial(inputs, 5, nested=True, size=28), QWEN2, hidden_size=36, rms_norm_eps=1e-2, hidden_act="gelu"
+    ),
     "llava_clip": llava(LLAMA, CLIP),
     "llava_clip_full": llava(MISTRAL, CLIP, 17, vision_feature_select_strategy="full", vision_feature_layer=-1),
     "llava_siglip": llava(

@@ -46,7 +46,7 @@ def vlm_batch(config, params, rows, padding):
     visual = [tokens == config.layout.image_token for tokens, _ in rows]
     batch = text_batch(tokens, max(map(len, tokens)) + padding)
     slots = max(len(pixels) for _, pixels in rows)
-    size = config.image_size
+    size = rows[0][1].shape[2:]
     pixels = np.zeros((len(rows), slots, *size, 3), np.float32)
     index, blocks = np.full(batch.tokens.shape, -1, np.int32), np.zeros_like(batch.tokens)
     for i, (_, pictures) in enumerate(rows):

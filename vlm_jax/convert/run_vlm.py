@@ -8,8 +8,8 @@ import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float, PyTree
 
-from vlm_jax.convert.run_images import channels_last
 from vlm_jax.convert.run_joined import cut_pictures
+from vlm_jax.convert.run_padded import whole_pictures
 from vlm_jax.convert.run_qformer import instructed_tokens
 from vlm_jax.convert.run_text import Arrays, embed_tokens, read_text, run_decoder
 from vlm_jax.errors import UserError
@@ -25,7 +25,8 @@ def run_vlm(config: VLMConfig, params: PyTree, inputs: Mapping[str, np.ndarray])
         params: {"decoder", "encoder", "adapter"}.
         inputs: input_ids, and as they apply attention_mask, position_ids, token_type_ids [B, S] (0 = the prompt), and
             pixel_values [N, 3, H, W] or [B, I, 3, H, W], where pictures that are all zero count as absent. Of
-            LLaVA-NeXT tiles [N, T, 3, H, W] and image_sizes [N, 2], each picture's own (height, width).
+            LLaVA-NeXT tiles [N, T, 3, H, W] and image_sizes [N, 2], each picture's own (height, width). Of Idefics 2
+            pixel_attention_mask too (`run_padded`).
 
     Raises:
         UserError: if pictures and image tokens, or tiles and sizes, do not agree.
@@ -50,9 +51,9 @@ def run_vlm(config: VLMConfig, params: PyTree, inputs: Mapping[str, np.ndarray])
         features = _visual_tokens(VLM(config), params, pixels)
         features = flat = features.reshape(-1, features.shape[-1])[index]
     else:
-        whole = _pictures(inputs["pixel_values"])
+        whole, shown = whole_pictures(config, inputs)
         instructed = config.pictures.instruction > 0
-        plain = functools.partial(_visual_tokens, VLM(config), params, whole)
+        plain = functools.partial(_visual_tokens, VLM(config), params, whole, shown)
         features = instructed_tokens(config, params, whole, inputs) if instructed else plain()
         pictures, flat = len(features), features.reshape(-1, features.shape[-1])
     if len(flat) != visual.sum():
@@ -65,17 +66,16 @@ def run_vlm(config: VLMConfig, params: PyTree, inputs: Mapping[str, np.ndarray])
     return {**found, "image_hidden_states": np.asarray(features, np.float32)}
 
 
-def _pictures(pixels: np.ndarray) -> Float[np.ndarray, "N H W 3"]:
-    flat = np.asarray(pixels, np.float32)
-    if flat.ndim == 5:
-        flat = flat.reshape(-1, *flat.shape[2:])
-        flat = flat[np.any(flat != 0, axis=(1, 2, 3))]
-    return channels_last(flat)
-
-
 @functools.partial(jax.jit, static_argnums=0)
-def _visual_tokens(model: VLM, params: PyTree, pixels: Array) -> Float[Array, "N T D"]:
-    result: Any = model.apply({"params": params}, method=lambda vlm: vlm.adapter(vlm.encoder(pixels)))
+def _visual_tokens(model: VLM, params: PyTree, pixels: Array, shown: Array | None = None) -> Float[Array, "N T D"]:
+    def tokens(vlm: VLM) -> Any:
+        encoder: Any = vlm.encoder
+        adapter: Any = vlm.adapter
+        if shown is None:
+            return adapter(encoder(pixels))
+        return adapter(encoder(pixels, shown), None, shown.reshape(len(shown), -1))
+
+    result: Any = model.apply({"params": params}, method=tokens)
     return result
 
 
