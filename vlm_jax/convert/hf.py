@@ -13,7 +13,12 @@ from jaxtyping import PyTree
 
 from vlm_jax.convert.families import FAMILIES, Family, find_family
 from vlm_jax.convert.hf_config import read_hf_config, with_normalisation
-from vlm_jax.convert.image_processors import encoder_processor, write_image_processor
+from vlm_jax.convert.image_processors import (
+    ImageProcessor,
+    covering_processor,
+    encoder_processor,
+    write_image_processor,
+)
 from vlm_jax.convert.names import Row
 from vlm_jax.convert.streaming import cast_dtypes, load_rows, stored_dtypes
 from vlm_jax.convert.tensors import Renamed, SafetensorsDirectory, Tensors
@@ -90,7 +95,8 @@ def save_hf(
 ) -> None:
     """Writes config.json and model.safetensors, which transformers loads; dtypes are kept.
 
-    An encoder also gets the preprocessor_config.json that is usual for its kind, with its size, mean and std.
+    An encoder also gets the preprocessor_config.json that is usual for its kind, with its size, mean and std; a VLM
+    with Idefics 3's tiles gets one that says how they are cut.
 
     The directory appears when it is whole.
 
@@ -128,9 +134,17 @@ def write_hf(
         params = {**params, "unused": unused}
     write_rows(rows, params, directory, shard_bytes, progress)
     (directory / "config.json").write_text(json.dumps(hf, indent=2) + "\n", encoding="utf-8")
-    if not isinstance(config, (VLMConfig, DecoderConfig, QFormerConfig)):
-        processor = write_image_processor(encoder_processor(config))
-        (directory / "preprocessor_config.json").write_text(json.dumps(processor, indent=2) + "\n", encoding="utf-8")
+    processor = _image_processor(config)
+    if processor is not None:
+        plain = write_image_processor(processor)
+        (directory / "preprocessor_config.json").write_text(json.dumps(plain, indent=2) + "\n", encoding="utf-8")
+
+
+def _image_processor(config: ModelConfig) -> ImageProcessor | None:
+    """That goes out with a model, since config.json does not say how its pictures are made; None if none does."""
+    if isinstance(config, VLMConfig):
+        return covering_processor(config)
+    return None if isinstance(config, (DecoderConfig, QFormerConfig)) else encoder_processor(config)
 
 
 def unused_tensors(family: Family, config: ModelConfig) -> dict[str, np.ndarray]:

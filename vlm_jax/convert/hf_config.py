@@ -15,6 +15,7 @@ from vlm_jax.models.qformer import QFormerConfig
 from vlm_jax.models.tile_vit import TileViTConfig
 from vlm_jax.models.vit import PatchStem, ViTConfig
 from vlm_jax.models.vlm import VLMConfig
+from vlm_jax.pictures import Tiling
 
 
 def read_hf_config(path: Path) -> dict[str, Any]:
@@ -41,12 +42,35 @@ def with_normalisation(config: ModelConfig, path: Path) -> ModelConfig:
     if isinstance(config, (DecoderConfig, QFormerConfig)):
         return config
     if isinstance(config, VLMConfig):
-        encoder = None if config.encoder is None else _normalised(config.encoder, path)
-        return dataclasses.replace(config, encoder=encoder)
+        if config.encoder is None:
+            return config
+        return dataclasses.replace(config, encoder=_normalised(config.encoder, path), tiling=_tiling(config, path))
     return _normalised(config, path)
 
 
+def _tiling(config: VLMConfig, path: Path) -> Tiling | None:
+    """How pictures are cut, where only the image processor tells (Idefics 3): by tiles that need no parameter."""
+    processor = _image_processor(path)
+    if config.tiling is not None or processor is None:
+        return config.tiling
+    try:
+        found = read_image_processor(processor[1], str(processor[0])).tiling
+    except UserError:
+        return None  # whoever asks for the processor is told
+    return found if found is not None and not found.separator and not found.slots else None
+
+
 def _normalised(config: EncoderConfig, path: Path) -> EncoderConfig:
+    found = _image_processor(path)
+    if found is None:
+        return config
+    file, processor = found
+    mean, std = (_three(file, processor[field]) for field in ("image_mean", "image_std"))
+    return _sized(dataclasses.replace(config, mean=mean, std=std), processor)
+
+
+def _image_processor(path: Path) -> tuple[Path, Mapping[str, Any]] | None:
+    """(file, content) of what describes the directory's image processor; None if nothing does."""
     for name in ("processor_config.json", "preprocessor_config.json"):
         file = path / name
         if not file.is_file():
@@ -54,9 +78,8 @@ def _normalised(config: EncoderConfig, path: Path) -> EncoderConfig:
         processor = _read_json(file)
         processor = processor.get("image_processor", processor)
         if isinstance(processor, Mapping) and "image_mean" in processor and "image_std" in processor:
-            mean, std = (_three(file, processor[field]) for field in ("image_mean", "image_std"))
-            return _sized(dataclasses.replace(config, mean=mean, std=std), processor)
-    return config
+            return file, processor
+    return None
 
 
 def _sized(config: EncoderConfig, processor: Mapping[str, Any]) -> EncoderConfig:

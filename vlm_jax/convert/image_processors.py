@@ -6,11 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from data_pipelines.images import ImagePreprocessing
+from vlm_jax.convert.tilings import canvas_tiling, read_tiling, write_tiling
 from vlm_jax.errors import UserError
 from vlm_jax.models.convnext import ConvNeXtConfig
 from vlm_jax.models.encoders import EncoderConfig
 from vlm_jax.models.tile_vit import TileViTConfig
 from vlm_jax.models.vit import ViTConfig
+from vlm_jax.models.vlm import VLMConfig
 from vlm_jax.pictures import Tiling
 
 log = logging.getLogger(__name__)
@@ -25,8 +27,6 @@ _NEAREST_FILTER = {"bilinear": 2, "bicubic": 3, "area": 4}
 
 _IDEFICS3_LARGEST = 4096
 """Pixels: the processor scales nothing beyond this."""
-
-_SQUARE_TILES = "Llama 3.2's processor makes square tiles and pads pictures"
 
 _CONVNEXT_SQUASHES_FROM = 384
 """Pixels: ConvNeXt's processor crops smaller pictures only."""
@@ -49,12 +49,12 @@ def read_image_processor(plain: Mapping[str, Any], where: str = "preprocessor_co
     """From the content of preprocessor_config.json (or of `image_processor` in processor_config.json).
 
     Args:
-        plain: as written by the processors of CLIP, LLaVA, SigLIP, DINOv2 (BiT), ViT, ConvNeXt, Llama 3.2 Vision and
-            Idefics 3 (SmolVLM); of the latter, what it does without tiles (do_image_splitting false).
+        plain: as written by the processors of CLIP, LLaVA, SigLIP, DINOv2 (BiT), ViT, ConvNeXt, and those that cut
+            pictures into tiles: LLaVA-NeXT, InternVL (GOT-OCR 2), Idefics 3 (SmolVLM) and Llama 3.2 Vision.
         where: the file, for messages.
 
     Raises:
-        UserError: if it does what cannot be done here, such as cutting a picture into tiles.
+        UserError: if it does what cannot be done here.
     """
     if not plain.get("do_resize", True) or not plain.get("do_rescale", True):
         raise UserError(
@@ -62,37 +62,24 @@ def read_image_processor(plain: Mapping[str, Any], where: str = "preprocessor_co
         )
     if abs(plain.get("rescale_factor", 1 / 255) * 255 - 1) > 1e-6:
         raise UserError(f"{where}: rescale_factor is {plain['rescale_factor']}; only 1/255 is known")
-    cut_up = _kind(plain).startswith("Mllama")
-    resample = plain.get("resample", 2 if cut_up else 3)
+    resample = plain.get("resample", _usual_filter(_kind(plain)))
     if resample not in _FILTERS:
         known = ", ".join(f"{number} ({name.removeprefix('pillow_')})" for number, name in _FILTERS.items())
         raise UserError(f"{where}: resample is {resample}; known are {known}")
     size, preprocessing = _geometry(plain, _FILTERS[resample], where)
-    tiling = canvas_tiling(_tiles(plain, size, where)) if cut_up else None
+    tiling = read_tiling(plain, _kind(plain), size, where)
     if not plain.get("do_normalize", True):
         return ImageProcessor(size, preprocessing, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), tiling)
     mean, std = (_three(plain, name, where) for name in ("image_mean", "image_std"))
     return ImageProcessor(size, preprocessing, mean, std, tiling)
 
 
-def canvas_tiling(tiles: int) -> Tiling:
-    """How Llama 3.2 Vision's image processor cuts pictures into at most so many tiles."""
-    each = range(1, tiles + 1)
-    grids = tuple((rows, columns) for rows in each for columns in each if rows * columns <= tiles)
-    return Tiling(grids, choose="canvas", fit="pad", thumbnail="none", slots=tiles)
-
-
 def _kind(plain: Mapping[str, Any]) -> str:
     return str(plain.get("image_processor_type", plain.get("feature_extractor_type", "")))
 
 
-def _tiles(plain: Mapping[str, Any], size: tuple[int, int], where: str) -> int:
-    tiles = plain.get("max_image_tiles", 4)
-    if type(tiles) is not int or tiles < 1:
-        raise UserError(f"{where}: max_image_tiles is {tiles!r}; it must be a positive whole number")
-    if size[0] != size[1] or not plain.get("do_pad", True):
-        raise UserError(f"{where}: size is {size[0]} x {size[1]}, do_pad {plain.get('do_pad', True)}; {_SQUARE_TILES}")
-    return tiles
+def _usual_filter(kind: str) -> int:
+    return 2 if kind.startswith("Mllama") else 1 if kind.startswith(("Idefics3", "SmolVLM")) else 3
 
 
 def _geometry(plain: Mapping[str, Any], filtered: Any, where: str) -> tuple[tuple[int, int], ImagePreprocessing]:
@@ -105,7 +92,12 @@ def _geometry(plain: Mapping[str, Any], filtered: Any, where: str) -> tuple[tupl
         shortest = int(edge / (plain.get("crop_pct") or 224 / 256))
         return (edge, edge), ImagePreprocessing("shortest", filtered, shortest)
     if "max_image_size" in plain:
-        return _one_tile(plain, filtered, where)
+        return _longest_first(plain, filtered, where)
+    if kind.startswith("LlavaNext"):
+        target = _height_width(size, where) if "height" in size else (_edge(size, where),) * 2
+        if _height_width(plain.get("crop_size", target[0]), where) != target:
+            raise UserError(f"{where}: crop_size is {plain['crop_size']}, but tiles are brought to {target[0]} pixels")
+        return target, ImagePreprocessing("squash", filtered)
     if plain.get("do_pad") and kind.startswith("Llava"):
         raise UserError(f"{where}: do_pad is set; pictures that are made square before they are resized are not known")
     crops = plain.get("do_center_crop", kind.startswith(("CLIP", "Bit", "Llava")))
@@ -120,8 +112,8 @@ def _geometry(plain: Mapping[str, Any], filtered: Any, where: str) -> tuple[tupl
     return _height_width(plain.get("crop_size", edge), where), ImagePreprocessing("shortest", filtered, edge)
 
 
-def _one_tile(plain: Mapping[str, Any], filtered: Any, where: str) -> tuple[tuple[int, int], ImagePreprocessing]:
-    """Idefics 3 without tiles: the longer side is brought to one length, then all is squashed into a square."""
+def _longest_first(plain: Mapping[str, Any], filtered: Any, where: str) -> tuple[tuple[int, int], ImagePreprocessing]:
+    """Idefics 3: the longer side is brought to one length; then all is squashed into a square, or cut into tiles."""
     edge, longest = (
         fields.get("longest_edge") if isinstance(fields, Mapping) else None
         for fields in (plain["max_image_size"], plain.get("size"))
@@ -155,7 +147,7 @@ def _three(plain: Mapping[str, Any], name: str, where: str) -> Numbers:
 
 
 def write_image_processor(processor: ImageProcessor) -> dict[str, Any]:
-    """The content of preprocessor_config.json, for transformers' CLIP (or Idefics 3) processor.
+    """The content of preprocessor_config.json, for transformers' CLIP (or Idefics 3) processor, or one that cuts tiles.
 
     What Pillow resizes comes out the same there. In place of OpenCV's filters stand those of Pillow that come next to
     them, so that pixels differ a little; a warning says so.
@@ -180,7 +172,9 @@ def write_image_processor(processor: ImageProcessor) -> dict[str, Any]:
         "image_std": list(processor.std),
     }
     if processor.tiling is not None:
-        return _write_tiles(processor, common)
+        if how.resize != "squash":
+            raise UserError(f"no image processor that cuts tiles resizes with '{how.resize}'; use 'squash'")
+        return {**common, **write_tiling(processor.tiling, processor.image_size, how.longest_edge)}
     if how.longest_edge:
         if height != width:
             raise UserError(f"Idefics 3's processor makes square pictures, not {height} x {width}")
@@ -199,23 +193,20 @@ def write_image_processor(processor: ImageProcessor) -> dict[str, Any]:
     return {**kind, "size": {"shortest_edge": edge}, **crop}
 
 
-def _write_tiles(processor: ImageProcessor, common: dict[str, Any]) -> dict[str, Any]:
-    """Llama 3.2's processor, of those that cut pictures."""
-    (height, width), how, tiling = processor.image_size, processor.preprocessing, processor.tiling
-    if tiling is None or height != width or how.resize != "squash" or tiling != canvas_tiling(tiling.slots):
-        raise UserError(
-            "of image processors that cut pictures into tiles only Llama 3.2's is written: square tiles, all grids of "
-            'up to `slots` of them, choose "canvas", fit "pad", no thumbnail, no marks'
-        )
-    size = {"height": height, "width": width}
-    tiles = {"do_pad": True, "max_image_tiles": tiling.slots}
-    return {"image_processor_type": "MllamaImageProcessor", **common, "size": size, **tiles}
-
-
 def encoder_processor(config: EncoderConfig) -> ImageProcessor:
     """The image processor of an encoder by itself, whose config does not say how pictures get their size."""
     tiling = canvas_tiling(config.tiles) if isinstance(config, TileViTConfig) else None
     return ImageProcessor(config.image_size, usual_preprocessing(config), config.mean, config.std, tiling)
+
+
+def covering_processor(config: VLMConfig) -> ImageProcessor | None:
+    """Idefics 3's image processor, whose tiles config.json does not tell; None for a model without these."""
+    encoder, tiling = config.encoder, config.tiling
+    if encoder is None or tiling is None or tiling.choose != "cover":
+        return None
+    longest = encoder.image_size[0] * min(max(grid) for grid in tiling.grids)
+    how = ImagePreprocessing("squash", "pillow_lanczos", longest_edge=longest)
+    return ImageProcessor(encoder.image_size, how, encoder.mean, encoder.std, tiling)
 
 
 def usual_preprocessing(config: EncoderConfig) -> ImagePreprocessing:

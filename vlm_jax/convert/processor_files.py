@@ -81,12 +81,15 @@ def _kind(processor: Processor, config: VLMConfig) -> tuple[str, dict[str, Any]]
     image_token = processor.tokenizer.id_to_piece(layout_of(processor).image_token)
     if hf["model_type"] == "llava":
         return "LlavaProcessor", {"image_token": image_token, **_llava_tokens(config, hf)}
+    if hf["model_type"] == "llava_next":
+        return "LlavaNextProcessor", {"image_token": image_token, **_llava_tokens(config, hf)}
     if hf["model_type"] in SURROUNDED:
         template = processor.template
         around = (template.image_before, template.image_after) if isinstance(template, ChatTemplate) else ("", "")
-        if around != (IMAGE_BEFORE, IMAGE_AFTER):
+        before = IMAGE_BEFORE if config.tiling is None else ""
+        if around != (before, IMAGE_AFTER):
             raise UserError(
-                f"Idefics 3's processor puts {IMAGE_BEFORE} before and {IMAGE_AFTER} after a picture, this template "
+                f"Idefics 3's processor puts {before or 'nothing'} before and {IMAGE_AFTER} after a picture, this template "
                 f"{around[0]!r} and {around[1]!r}; train with a ChatTemplate that has these"
             )
         return "Idefics3Processor", {"image_seq_len": config.prompt_tokens}
@@ -100,7 +103,7 @@ def _kind(processor: Processor, config: VLMConfig) -> tuple[str, dict[str, Any]]
 def _llava_tokens(config: VLMConfig, hf: dict[str, Any]) -> dict[str, Any]:
     """Settings by which LlavaProcessor counts a picture's tokens: as many as patches, and as many as we have."""
     (height, width), strategy = config.image_size, hf["vision_feature_select_strategy"]
-    wanted = config.prompt_tokens
+    wanted = config.prompt_tokens - config.separator
     fitting = [edge for edge in range(min(height, width), 0, -1) if (height // edge) * (width // edge) == wanted]
     if not fitting:
         raise UserError(

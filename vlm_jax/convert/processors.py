@@ -141,7 +141,8 @@ def _template(tokenizer: Tokenizer, config: VLMConfig, program: str | None, surr
         layout=layout,
         # A VLM's processor encodes what the template wrote as a text, which some tokenizers open with <bos>.
         adds_bos=config.encoder is not None and tokenizer.adds_bos,
-        image_before=IMAGE_BEFORE if surrounded else "",
+        # What stands before each tile is part of how pictures are cut.
+        image_before=IMAGE_BEFORE if surrounded and config.tiling is None else "",
         image_after=IMAGE_AFTER if surrounded else "",
     )
 
@@ -160,10 +161,10 @@ def _images(directory: Path | None, config: VLMConfig) -> ImagePreprocessing:
     ):
         if any(abs(a - b) > 1e-6 for a, b in zip(theirs, wanted, strict=True)):
             raise UserError(f"{name}: {what} is {theirs}, but the model takes {wanted}; take both from one checkpoint")
-    if processor.tiling is not None and processor.tiling != config.tiling:
+    if processor.tiling != config.tiling:
         raise UserError(
-            f"{name}: it cuts pictures into up to {processor.tiling.slots} tiles, which is not what the model's "
-            "config.json says (max_num_tiles, supported_aspect_ratios); take both from one checkpoint"
+            f"{name}: it cuts pictures into tiles otherwise than the model's config.json says (image_grid_pinpoints; "
+            "max_num_tiles, supported_aspect_ratios); take both from one checkpoint"
         )
     return processor.preprocessing
 

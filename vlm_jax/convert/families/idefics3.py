@@ -1,6 +1,6 @@
 """Idefics 3 (Laurençon et al. 2024) and SmolVLM (Marafioti et al. 2025): SigLIP, pixel-shuffle, one linear map, an LLM.
 
-A picture goes in whole, at the encoder's size; cutting large pictures into tiles is left to whoever prepares them.
+config.json does not say how large pictures are cut into tiles; the image processor's file does.
 """
 
 import dataclasses
@@ -88,7 +88,8 @@ def write_config(config: Any) -> dict[str, Any] | None:
     Raises:
         UserError: if it is one but for something that Idefics 3 does not have; it says which settings can be exported.
     """
-    found = parts.encoder_and_adapter(config)
+    tiled = isinstance(config, VLMConfig) and config.tiling is not None and config.tiling.choose == "cover"
+    found = parts.encoder_and_adapter(config, tiled=tiled)
     if found is None or (config.layout and config.layout.bidirectional == "prompt"):
         return None
     encoder, adapter = found

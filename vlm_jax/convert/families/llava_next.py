@@ -10,18 +10,13 @@ from typing import Any
 from vlm_jax.convert.families import llava, parts
 from vlm_jax.convert.families.common import refuse
 from vlm_jax.convert.names import Row
+from vlm_jax.convert.tilings import any_resolution, write_pinpoints
 from vlm_jax.errors import UserError
 from vlm_jax.models.vlm import VLMConfig
-from vlm_jax.pictures import Grid, Tiling
 
 MODEL_TYPES = ("llava_next",)
 RENAMED = ((r"^model\.image_newline$", "image_newline"), *llava.RENAMED)
 DROPPED = llava.DROPPED
-
-PINPOINTS = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
-"""The sizes (height, width) that pictures are brought to where config.json says nothing of them."""
-
-_TILING = {"choose": "area", "fit": "centre", "thumbnail": "first", "thumbnail_of_one": True, "separator": True}
 
 constants = llava.constants
 
@@ -40,49 +35,8 @@ def read_config(hf: Mapping[str, Any]) -> VLMConfig:
             "config.json: vision_feature_select_strategy is 'full' and the encoder has a class token, which has no "
             "place in LLaVA-NeXT's rows of visual tokens; choose 'default'"
         )
-    tiling = read_tiling(hf.get("image_grid_pinpoints"), encoder.image_size, "config.json")
+    tiling = any_resolution(hf.get("image_grid_pinpoints"), encoder.image_size, "config.json")
     return VLMConfig(config.decoder, encoder, config.adapter, tiling, config.precision, config.layout)
-
-
-def read_tiling(pinpoints: Any, tile: tuple[int, int], where: str) -> Tiling:
-    """How pictures are cut by `image_grid_pinpoints`.
-
-    Args:
-        pinpoints: [[height, width], …] in pixels; None = the usual ones.
-        tile: (height, width) of a tile.
-        where: the file, for messages.
-
-    Raises:
-        UserError: if a size is no multiple of a tile's.
-    """
-    pinpoints = PINPOINTS if pinpoints is None else pinpoints
-    if not isinstance(pinpoints, list) or not pinpoints:
-        raise UserError(f"{where}: image_grid_pinpoints is {pinpoints!r}; it must list sizes in pixels")
-    return Tiling(tuple(_grid(size, tile, where) for size in pinpoints), **_TILING)  # type: ignore[arg-type]
-
-
-def _grid(size: Any, tile: tuple[int, int], where: str) -> Grid:
-    sides = list(size) if isinstance(size, (list, tuple)) else []
-    if len(sides) != 2 or any(type(side) is not int or side < 1 for side in sides):
-        raise UserError(f"{where}: image_grid_pinpoints holds {size!r}; each must be a height and a width in pixels")
-    if sides[0] % tile[0] or sides[1] % tile[1]:
-        raise UserError(
-            f"{where}: image_grid_pinpoints holds {sides[0]} x {sides[1]}, which is no number of the encoder's tiles "
-            f"of {tile[0]} x {tile[1]} pixels"
-        )
-    return sides[0] // tile[0], sides[1] // tile[1]
-
-
-def write_pinpoints(tiling: Tiling, tile: tuple[int, int]) -> list[list[int]]:
-    """`image_grid_pinpoints` of a tiling.
-
-    Raises:
-        UserError: if it is not LLaVA-NeXT's but for the grids.
-    """
-    if tiling != Tiling(tiling.grids, **_TILING):  # type: ignore[arg-type]
-        wanted = ", ".join(f"{name} {value!r}" for name, value in _TILING.items())
-        raise UserError(f"LLaVA-NeXT cuts pictures by a Tiling with {wanted}, no slots and no marks, not by this one")
-    return [[rows * tile[0], columns * tile[1]] for rows, columns in tiling.grids]
 
 
 def rows(config: VLMConfig) -> list[Row]:
