@@ -56,7 +56,7 @@ class Engine:
     """How shapes are rounded up."""
 
     def __post_init__(self) -> None:
-        tokens, vocabulary = self.processor.tokenizer.vocabulary_size, self.config.decoder.vocabulary_size
+        tokens, vocabulary = self.processor.tokenizer.vocabulary_size, self.config.decoder.embedded_tokens
         if tokens > vocabulary:
             raise UserError(
                 f"the tokenizer has {tokens} tokens, but the model embeds {vocabulary}; take both from one checkpoint"
