@@ -196,7 +196,6 @@ def test_pictures_that_cannot_be_cut_or_seen_are_quarantined_by_name(tiny, proce
         "4 image slots for picture 2 of 6 x 20 pixels" in reason and "a row has 3: raise" in reason
         for reason in reasons
     )
-    assert any("image slots for 2 pictures, but a row has 3" in reason for reason in reasons)
 
 
 def test_rows_hold_whole_pictures(tiny, processor):
