@@ -2,7 +2,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vlm_jax.models.positions import resample
+from vlm_jax.models.positions import fractional_positions, keeps_positions, resample
 
 
 def cubic(x, a=-0.75):
@@ -48,3 +48,42 @@ def test_only_one_way_averages_where_the_new_grid_is_coarser():
     stripes = jnp.asarray(np.tile([0.0, 1.0], 8)[:, None, None] * np.ones((16, 4, 1)), jnp.float32)
     assert np.ptp(resample(stripes, (5, 4), "bicubic_antialias")[1:-1]) < 0.2
     assert np.ptp(resample(stripes, (5, 4), "bicubic")[1:-1]) > 0.5
+
+
+def cell_of(number, count, old):
+    """Where patch `number` of `count` falls: by rational numbers, but for corners on an edge that float32 moves."""
+    at = np.float32(number) * (np.float32(1) / np.float32(count))
+    return sum(np.float32(edge / old) <= at for edge in range(1, old))
+
+
+@pytest.mark.parametrize("grid", [(4, 6), (1, 9), (3, 2), (7, 5), (8, 12)])
+def test_fractional_positions_are_those_of_the_cell_that_a_patch_begins_in(grid):
+    positions = jnp.arange(24.0).reshape(4, 6, 1)
+    expected = [[[6 * cell_of(i, grid[0], 4) + cell_of(j, grid[1], 6)] for j in range(grid[1])] for i in range(grid[0])]
+    np.testing.assert_array_equal(resample(positions, grid, "fractional"), expected)
+
+
+def test_fractional_positions_of_a_frame_are_those_of_the_picture_in_it():
+    positions = jnp.asarray(np.random.default_rng(0).standard_normal((4, 6, 3)), jnp.float32)
+    shown = np.zeros((3, 5, 7), bool)
+    sizes = [(5, 7), (3, 2), (1, 4)]
+    for picture, (rows, columns) in zip(shown, sizes, strict=True):
+        picture[:rows, :columns] = True
+    found = fractional_positions(positions, jnp.asarray(shown))
+    for got, picture, size in zip(found, shown, sizes, strict=True):
+        wanted = resample(positions, size, "fractional")
+        np.testing.assert_array_equal(got[: size[0], : size[1]], wanted)
+        np.testing.assert_array_equal(got[~picture], np.broadcast_to(positions[0, 0], got[~picture].shape))
+
+
+def test_the_example_of_the_docstring():
+    positions = jnp.arange(4.0)[None, :, None]
+    shown = jnp.asarray([[[True, True, True, False, False]]])
+    assert fractional_positions(positions, shown).ravel().tolist() == [0, 1, 2, 0, 0]
+
+
+def test_float32_decides_for_the_cell_before_in_some_grids():
+    kept = [side for side in range(1, 40) if keeps_positions((side, side))]
+    assert sorted({*range(1, 40)} - {*kept}) == [25, 29, 31]
+    assert keeps_positions((70, 32))
+    assert not keeps_positions((32, 49))

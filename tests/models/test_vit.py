@@ -122,3 +122,27 @@ def test_sizes_that_cannot_be_are_refused():
         config_of("patch", keep_class_token=True)
     with pytest.raises(ValueError, match="2 channels but 1 strides"):
         ConvStem((1, 2), (2,))
+
+
+@pytest.mark.parametrize("class_token", [False, True])
+def test_a_picture_in_a_frame_is_encoded_as_without_the_frame(make, class_token):
+    config = ViTConfig(
+        (12, 12),
+        PatchStem(4),
+        width=12,
+        layers=2,
+        heads=2,
+        mlp_width=20,
+        class_token=class_token,
+        position_resampling="fractional",
+    )
+    frames = np.random.default_rng(0).standard_normal((2, 16, 20, 3)).astype("f4")
+    params = make.params(ViT(config), frames)
+    shown = np.zeros((2, 4, 5), bool)
+    sizes = [(4, 2), (1, 5)]
+    for picture, (rows, columns) in zip(shown, sizes, strict=True):
+        picture[:rows, :columns] = True
+    found = ViT(config).apply({"params": params}, frames, jnp.asarray(shown))
+    for got, frame, picture, (rows, columns) in zip(found, frames, shown, sizes, strict=True):
+        alone = ViT(config).apply({"params": params}, frame[None, : 4 * rows, : 4 * columns])
+        np.testing.assert_allclose(got[picture.ravel()], alone[0], atol=1e-5)
