@@ -13,6 +13,7 @@ from data_pipelines.sources import SourceConfig
 from data_pipelines.template import Template, TemplateConfig
 from data_pipelines.tokenizers import SentencePieceConfig
 from vlm_jax.errors import UserError
+from vlm_jax.models.encoders import slots_together
 from vlm_jax.models.vlm import VLMConfig
 from vlm_jax.optim import OptimizerConfig
 from vlm_jax.parallel import MeshConfig
@@ -211,6 +212,13 @@ class Experiment:
             )
         if self.parts.encoder and self.model.encoder is None:
             raise UserError(f"experiment {self.name}: parts.encoder is named, but the model has no encoder")
+        together = 1 if self.model.encoder is None else slots_together(self.model.encoder)
+        for stage in self.stages:
+            if stage.data.images % together:
+                raise UserError(
+                    f"stage {stage.name}: data.images is {stage.data.images}, but the encoder takes {together} image "
+                    f"slots of a picture together; make it a multiple of {together}"
+                )
 
     def total_steps(self) -> int:
         """Steps of all stages together."""

@@ -3,7 +3,6 @@
 import dataclasses
 import io
 
-import jax
 import numpy as np
 import PIL.Image
 import pytest
@@ -19,7 +18,6 @@ from data_pipelines.examples import Example, Image, Text
 from vlm_jax.checkpoints.reference import load_model
 from vlm_jax.convert import load_hf
 from vlm_jax.convert.processors import load_processor_hf, save_processor_hf
-from vlm_jax.errors import UserError
 from vlm_jax.generation import Engine
 from vlm_jax.models.encoders import normalise
 

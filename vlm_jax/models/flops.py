@@ -1,6 +1,8 @@
 """Model FLOPs by formula: what a forward pass has to compute, whatever the compiler makes of it."""
 
 from vlm_jax.models.convnext import ConvNeXtConfig
+from vlm_jax.models.encoders import EncoderConfig
+from vlm_jax.models.tile_vit import TileViTConfig
 from vlm_jax.models.vit import ConvStem, ViTConfig
 from vlm_jax.models.vlm import VLMConfig
 
@@ -28,8 +30,21 @@ def encoder_flops(config: VLMConfig) -> float:
     if config.encoder is None or config.adapter is None:
         return 0.0
     c = config.encoder
-    tower = _convnext_flops(c) if isinstance(c, ConvNeXtConfig) else _vit_flops(c)
-    return tower + config.adapter.slot_flops(c.features, config.decoder)
+    return _tower_flops(c) + config.adapter.slot_flops(c.features, config.decoder)
+
+
+def _tower_flops(c: EncoderConfig) -> float:
+    if isinstance(c, ConvNeXtConfig):
+        return _convnext_flops(c)
+    return _tile_vit_flops(c) if isinstance(c, TileViTConfig) else _vit_flops(c)
+
+
+def _tile_vit_flops(c: TileViTConfig) -> float:
+    """Padding counts, since it is computed; each token attends to those of all tiles of its picture."""
+    attention = 4.0 * c.hidden * c.tiles * c.tile_tokens
+    block = 2.0 * (4 * c.hidden**2 + 2 * c.hidden * c.mlp_width) + attention
+    stem = 2.0 * c.patches * c.patch**2 * 3 * c.hidden
+    return stem + c.tile_tokens * (c.local_layers + c.global_layers) * block
 
 
 def _vit_flops(c: ViTConfig) -> float:

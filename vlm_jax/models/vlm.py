@@ -12,7 +12,7 @@ from vlm_jax.batch import Batch
 from vlm_jax.models.adapters import AdapterConfig
 from vlm_jax.models.cache import KeyValueCache
 from vlm_jax.models.decoder import Decoder, DecoderConfig
-from vlm_jax.models.encoders import EncoderConfig, build_encoder, check_tiling, normalise, run_encoder
+from vlm_jax.models.encoders import EncoderConfig, build_encoder, check_tiling, normalise, run_encoder, slots_together
 from vlm_jax.models.insertion import Inserted
 from vlm_jax.models.layers import Precision
 from vlm_jax.models.masks import reference_mask, within_window
@@ -160,6 +160,9 @@ class VLM(nn.Module):
         features = batch.features
         if batch.images is not None:
             rows, slots = batch.images.shape[:2]
+            together = 1 if self.config.encoder is None else slots_together(self.config.encoder)
+            if slots % together:
+                raise ValueError(f"VLM: rows have {slots} image slots, but pictures take {together} each")
             tiles = None if batch.tile_index is None else batch.tile_index.reshape(-1, 3)
             encoded = self.encode(batch.images.reshape(rows * slots, *batch.images.shape[2:]), tiles)
             features = encoded.reshape(rows, slots, *encoded.shape[1:])
