@@ -79,8 +79,7 @@ def check_slots(rendered: Rendered, prompt_tokens: int, pictures: Pictures = Pic
     Raises:
         BadRecord: with both numbers.
     """
-    shown = np.flatnonzero(rendered.visual_index >= 0)
-    places = rendered.visual_index[shown]
+    places = rendered.visual_index[rendered.visual_index >= 0]
     expected = _expected(rendered, prompt_tokens, pictures)
     matching = len(rendered.cuts) == len(rendered.images) and _is_repeated(places, expected)
     if matching and (len(places) or not rendered.images or _is_marked(rendered)):
