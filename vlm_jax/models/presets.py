@@ -158,7 +158,7 @@ def _qformer(model: VLMConfig, tokens: int) -> AdapterConfig:
 def _resampler(model: VLMConfig, tokens: int) -> AdapterConfig:
     assert model.encoder is not None
     size = model.decoder.head_size
-    heads = max(1, model.encoder.features.width // size)
+    heads = 2 * max(1, model.encoder.features.width // (2 * size))
     return ResamplerConfig(queries=tokens, layers=min(6, model.decoder.layers), heads=heads, head_size=size)
 
 

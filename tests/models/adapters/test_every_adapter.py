@@ -1,0 +1,224 @@
+"""What every adapter has to do, in the smallest experiment whose packed rows hold several pictures: each of
+`presets.ADAPTERS`, and with its defaults each of the union that has no entry there.
+"""
+
+import dataclasses
+import json
+import os
+import shutil
+import subprocess
+import sys
+import typing
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+from adapters_on_mesh import SHARDED, run
+from flax import traverse_util
+
+from data_pipelines.kinds import Captions, Interleaved
+from data_pipelines.loader import make_loader
+from data_pipelines.mixture import DataConfig, MixtureEntry
+from data_pipelines.prepare.shards import write_set
+from data_pipelines.sources import ArrayRecords, EasyVQA, open_source
+from data_pipelines.tokenizers import SentencePieceConfig
+from vlm_jax.checkpoints import initialise_missing
+from vlm_jax.checkpoints.reference import load_model
+from vlm_jax.config import Checkpoints, Experiment, Stage
+from vlm_jax.generation import Engine, question
+from vlm_jax.generation.batches import prompt_batch
+from vlm_jax.models.adapters import AdapterConfig
+from vlm_jax.models.presets import ADAPTERS, vlm_mu, with_adapter
+from vlm_jax.models.vlm import VLM
+from vlm_jax.optim import OptimizerConfig, Rule, Schedule
+from vlm_jax.parallel import MeshConfig, build_mesh
+from vlm_jax.training.recipe import train
+
+STEPS, NEW = 10, 5
+MODELS = {name: with_adapter(vlm_mu(), name) for name in ADAPTERS}
+MODELS |= {
+    kind.__name__: dataclasses.replace(vlm_mu(), adapter=kind())
+    for kind in typing.get_args(AdapterConfig)
+    if kind not in {type(model.adapter) for model in MODELS.values()}
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quickly_compiled():
+    """For the fixtures of this module, which are made before the ones of single tests."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(scope="module")
+def stage(tmp_path_factory):
+    """Pages of two pictures and captions of one, several a row; the encoder is frozen."""
+    pictures = EasyVQA("validation", ("en",), validation_images=24, pictures="described", name="captions")
+    source = open_source(pictures)
+    records = [source[index] for index in range(len(source))]
+    pages = [
+        {"id": f"page/{n}", "language": "en", "segments": [part for r in records[n : n + 2] for part in segments(r)]}
+        for n in range(0, 24, 2)
+    ]
+    directory = tmp_path_factory.mktemp("pages")
+    write_set(directory / "pages", pages, config={})
+    mixture = (
+        MixtureEntry(ArrayRecords(str(directory / "pages"), name="pages"), Interleaved()),
+        MixtureEntry(pictures, Captions()),
+    )
+    data = DataConfig(mixture, rows=4, length=176, images=5)
+    table = (Rule("^encoder/", rate=0.0), Rule(".*"))
+    return Stage("mixed", data, STEPS, OptimizerConfig(schedule=Schedule(peak=5e-3, shape="constant"), table=table))
+
+
+def segments(record):
+    return [{"image": record["image"]}, {"text": record["captions"][0]["text"]}]
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def trained(request, stage, tmp_path_factory):
+    """A finished run of one adapter: its experiment, workdir and model."""
+    experiment = Experiment(
+        request.param,
+        MODELS[request.param],
+        (stage,),
+        tokenizer=SentencePieceConfig(vocabulary_size=300),
+        checkpoints=Checkpoints(every=STEPS // 2),
+        log_every=1,
+    )
+    workdir = tmp_path_factory.mktemp(request.param) / "run"
+    train(experiment, workdir)
+    return SimpleNamespace(experiment=experiment, workdir=workdir, model=load_model(str(workdir)))
+
+
+def step_file(workdir, name):
+    return (workdir / "checkpoints" / "mixed" / str(STEPS) / "files" / name).read_bytes()
+
+
+def test_the_loss_falls_and_every_parameter_of_the_adapter_moves_but_none_of_the_frozen_encoder(trained):
+    lines = [json.loads(line) for line in (trained.workdir / "metrics.jsonl").read_text().splitlines()]
+    assert np.mean([line["loss"] for line in lines[-3:]]) < lines[0]["loss"] - 0.5
+    config = trained.experiment.model
+    drawn = initialise_missing(VLM(config), build_mesh(MeshConfig()), trained.experiment.seed)
+    before, after = (traverse_util.flatten_dict(tree, sep="/") for tree in (drawn, trained.model.params))
+    moved = {name for name in before if not np.array_equal(before[name], after[name])}
+    assert {name for name in before if name.startswith("adapter/")} <= moved
+    assert not [name for name in moved if name.startswith("encoder/")]
+    sums = json.loads(step_file(trained.workdir, "checksums.json"))
+    optimizer = [name for name in sums if name.startswith("optimizer/")]
+    assert any("adapter" in name for name in optimizer)
+    assert not any("encoder" in name for name in optimizer)
+
+
+def test_a_resumed_run_ends_at_the_same_bits(trained, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(trained.workdir, workdir)
+    shutil.rmtree(workdir / "checkpoints" / "mixed" / str(STEPS))
+    train(trained.experiment, workdir)
+    for name in ("checksums.json", "data.json"):
+        assert step_file(workdir, name) == step_file(trained.workdir, name)
+
+
+def owners(config, batch):
+    """{(row, image slot): the example whose positions it fills or may be seen from}, by the batch's own fields."""
+    found: dict[tuple[int, int], set[int]] = {}
+    rows, slots = batch.images.shape[:2]
+    for row in range(rows):
+        for slot in range(slots):
+            reached = np.zeros(batch.tokens.shape[1], bool)
+            if batch.visual_index is not None:
+                reached |= (batch.visual_index[row] >= 0) & (batch.visual_index[row] // config.prompt_tokens == slot)
+            if batch.visible_images is not None:
+                first, end = batch.visible_images[row].T
+                reached |= (first <= slot) & (slot < end)
+            found[row, slot] = set(batch.segment_ids[row][reached].tolist())
+    return found
+
+
+def test_pictures_of_an_example_reach_nothing_of_the_others_in_its_row(trained, stage):
+    config, params = trained.model.config, trained.model.params
+    loader = make_loader(stage, trained.model.processor, seed=1)
+    batch, _ = next(loader)
+    loader.close()
+    forward = jax.jit(lambda batch: VLM(config).apply({"params": params}, batch).logits)
+    before, belongs = np.asarray(forward(batch)), owners(config, batch)
+    assert all(len(found) == (batch.image_ids[place] > 0) for place, found in belongs.items())
+    examples = [(row, number) for (row, _), found in belongs.items() for number in found]
+    several = [(row, number) for row, number in set(examples) if examples.count((row, number)) > 1]
+    chosen = next((row, number) for row, number in several if any(r == row and n != number for r, n in examples))
+    images = batch.images.copy()
+    for place, found in belongs.items():
+        if (place[0], *found) == chosen:
+            images[place] = np.random.default_rng(0).integers(0, 256, images[place].shape)
+    after = np.asarray(forward(dataclasses.replace(batch, images=images)))
+    own = np.zeros(batch.tokens.shape, bool)
+    own[chosen[0]] = batch.segment_ids[chosen[0]] == chosen[1]
+    real = batch.segment_ids != 0
+    np.testing.assert_array_equal(after[real & ~own], before[real & ~own])
+    assert np.abs(after - before)[own].max() > 1e-4
+
+
+def extended(rendered, tokens):
+    """A rendered prompt with more tokens of text."""
+    count = len(tokens)
+    more = {
+        "tokens": tokens,
+        "loss": [0] * count,
+        "positions": rendered.positions[-1] + 1 + np.arange(count),
+        "visual_index": [-1] * count,
+        "pictures": [-1] * count,
+        **dict.fromkeys(("branch_ids", "block_ids"), [0] * count),
+    }
+    planes = {name: getattr(rendered, name) for name in more}
+    longer = {name: np.concatenate([planes[name], more[name]]).astype(planes[name].dtype) for name in more}
+    return dataclasses.replace(rendered, **longer)
+
+
+def test_generation_is_the_argmax_of_the_full_forward(trained, stage):
+    model = trained.model
+    config, processor = model.config, model.processor
+    pictures = [
+        segment["image"] for n in (0, 1) for segment in open_source(stage.data.mixture[0].source)[n]["segments"][:1]
+    ]
+    engine = Engine(config, model.params, processor)
+    prompt = question("a red", pictures)
+    rendered = engine.render(prompt)
+    slots = np.concatenate(
+        [processor.slots(image, cut) for image, cut in zip(rendered.images, rendered.cuts, strict=True)]
+    )
+    forward = jax.jit(lambda batch: VLM(config).apply({"params": model.params}, batch).logits)
+    new: list[int] = []
+    for _ in range(NEW):
+        whole = extended(rendered, new)
+        numbers, pad = [list(range(rendered.slots))], processor.tokenizer.pad_id
+        batch, entries = prompt_batch([whole], numbers, 1, pad, config.prompt_tokens, config.pictures)
+        logits = forward(dataclasses.replace(batch, images=slots[entries]))[0, whole.length - 1]
+        new.append(int(np.argmax(logits[: processor.tokenizer.vocabulary_size])))
+    assert engine.generate([prompt], max_new_tokens=NEW) == [engine.text(new)]
+
+
+@pytest.fixture(scope="module")
+def on_eight_devices(tmp_path_factory):
+    """What eight devices made of some adapters: a directory of NAME.npz and NAME.json."""
+    out = tmp_path_factory.mktemp("eight")
+    flags = "--xla_force_host_platform_device_count=8"
+    environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    command = [sys.executable, str(Path(__file__).with_name("adapters_on_mesh.py")), str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return out
+
+
+@pytest.mark.parametrize("name", SHARDED)
+def test_sharded_equals_unsharded(name, on_eight_devices):
+    found = json.loads((on_eight_devices / f"{name}.json").read_text())
+    losses, params, _ = run(name, MeshConfig())
+    np.testing.assert_allclose(found["losses"], losses, rtol=1e-5)
+    assert found["shared"] > 0
+    with np.load(on_eight_devices / f"{name}.npz") as sharded:
+        assert set(sharded) == set(params)
+        for parameter, leaf in params.items():
+            np.testing.assert_allclose(sharded[parameter], leaf, rtol=1e-4, atol=5e-6, err_msg=parameter)
