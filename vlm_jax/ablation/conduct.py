@@ -50,22 +50,27 @@ def conduct(study: Study, workdir: epath.PathLike, console: Console | None = Non
     path = epath.Path(workdir).resolve()
     todo = [run for run in runs(study, path) if not is_done(run)]
     log.info("study %s: %d of %d runs are to be done", study.name, len(todo), len(study.arms) * study.seeds)
-    if todo or not (path / "decoder" / TEXT_FILE).exists():
-        train_decoder(study, path, console)
+    if todo:
+        prepare_decoder(study, path, console)
     failures = carry_out(study, todo, len(study.arms) * study.seeds, console)
     measure_costs(study, path)
     return failures
 
 
-def train_decoder(study: Study, workdir: epath.Path, console: Console) -> None:
-    """Trains the text LLM that all arms start from, or goes on with it, and measures its loss on held-out text."""
+def prepare_decoder(study: Study, workdir: epath.Path, console: Console) -> None:
+    """Trains the text LLM that all arms start from, or goes on with it, and measures its loss on held-out text.
+
+    Where the study trains none, the loss is that of the decoder which the first arm's parts name, if they name one.
+    """
     where = decoder_directory(workdir)
+    reference = study.arms[0].experiment.parts.decoder
     if study.decoder is not None:
         log.info("study %s: the text LLM that all arms start from", study.name)
         train(study.decoder, where, console=console)
         write_report(where)
-        if study.texts is not None and not (where / TEXT_FILE).exists():
-            write_json(where / TEXT_FILE, text_losses(load_model(str(where)), study.texts))
+        reference = str(where)
+    if reference and study.texts is not None and not (where / TEXT_FILE).exists():
+        write_json(where / TEXT_FILE, {"texts": text_losses(load_model(reference), study.texts)})
 
 
 def carry_out(study: Study, todo: Sequence[Run], total: int, console: Console) -> list[Failure]:

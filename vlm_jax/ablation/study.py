@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from data_pipelines.mixture import MixtureEntry
 from vlm_jax.config import Experiment, call_in_file
 from vlm_jax.errors import UserError
+from vlm_jax.overrides import apply_overrides
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 TAKEN = ("decoder", "features")
@@ -130,3 +131,13 @@ def load_study(path: str, size: str | None = None) -> Study:
     if not isinstance(made, Study):
         raise UserError(f"{path}: study() gave {type(made).__name__}; return a vlm_jax.ablation.study.Study")
     return made
+
+
+def with_overrides(study: Study, overrides: Sequence[str], seeds: int | None = None) -> Study:
+    """The study with a field of every arm's experiment changed (`overrides.apply_overrides`), or other seeds.
+
+    Raises:
+        UserError: if an arm has no such field, or the value does not suit it.
+    """
+    arms = tuple(dataclasses.replace(arm, experiment=apply_overrides(arm.experiment, overrides)) for arm in study.arms)
+    return dataclasses.replace(study, arms=arms, seeds=study.seeds if seeds is None else seeds)

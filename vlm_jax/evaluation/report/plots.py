@@ -24,13 +24,13 @@ _ROUND = (1, 2, 2.5, 5, 10)
 """Ticks stand at multiples of these."""
 
 # Colours that cannot occur otherwise; the page's style sheet says what they are.
-_INK, _SOFT, _LINE, _PAPER = "#010203", "#010204", "#010205", "#010206"
-_SERIES = tuple(f"#0102{16 + i:02x}" for i in range(6))
-_VARIABLES = {_INK: "--ink", _SOFT: "--soft", _LINE: "--line", _PAPER: "--card"} | {
-    colour: f"--series-{i}" for i, colour in enumerate(_SERIES)
+INK, SOFT, LINE, PAPER = "#010203", "#010204", "#010205", "#010206"
+SERIES = tuple(f"#0102{16 + i:02x}" for i in range(6))
+_VARIABLES = {INK: "--ink", SOFT: "--soft", LINE: "--line", PAPER: "--card"} | {
+    colour: f"--series-{i}" for i, colour in enumerate(SERIES)
 }
-_STYLE: dict[Any, Any] = {"svg.fonttype": "none", "font.size": 9.0, "axes.edgecolor": _LINE, "text.color": _SOFT}
-_STYLE |= {"axes.labelcolor": _SOFT, "xtick.color": _SOFT, "ytick.color": _SOFT, "grid.color": _LINE}
+STYLE: dict[Any, Any] = {"svg.fonttype": "none", "font.size": 9.0, "axes.edgecolor": LINE, "text.color": SOFT}
+STYLE |= {"axes.labelcolor": SOFT, "xtick.color": SOFT, "ytick.color": SOFT, "grid.color": LINE}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,8 +107,8 @@ def _drawn(lines: Sequence[Line], wanted: Sequence[tuple[str, list[Curve], str, 
         curves = [curve for curve in curves if any(curve.values(line) is not None for line in lines)]
         if not curves:
             continue
-        with matplotlib.rc_context({**_STYLE, "svg.hashsalt": title}):
-            svg = _svg(draw(lines, curves, scale), title)
+        with matplotlib.rc_context({**STYLE, "svg.hashsalt": title}):
+            svg = svg_of(draw(lines, curves, scale), title)
         legend = tuple((curve.name, f"--series-{curve.colour}") for curve in curves) if len(curves) > 1 else ()
         found.append(Plot(title, svg, legend, note))
     return found
@@ -120,9 +120,9 @@ def draw(lines: Sequence[Line], curves: Sequence[Curve], scale: str) -> Figure:
     figure.patch.set_alpha(0)
     # Fixed margins, so that the axes of neighbouring plots stand in line.
     axes = figure.add_axes((0.12, 0.19, 0.87, 0.69))
-    draw_curves(axes, lines, curves, _SERIES)
+    draw_curves(axes, lines, curves, SERIES)
     _set_scale(axes, scale)
-    draw_stages(axes, lines, _SOFT, _LINE)
+    draw_stages(axes, lines, SOFT, LINE)
     return figure
 
 
@@ -201,7 +201,7 @@ def _thinned(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[f
     return [float(x) for x, _ in means], [float(y) for _, y in means]
 
 
-def _svg(figure: Figure, title: str) -> str:
+def svg_of(figure: Figure, title: str) -> str:
     """The figure as an <svg> element that may stand in HTML: the page's font, and its colours by CSS variables."""
     out = io.StringIO()
     nothing: Any = {"Date": None, "Creator": None, "Format": None, "Type": None}
