@@ -45,7 +45,7 @@ def runs(places: tuple[int, ...], repeats: int) -> tuple[Run, ...]:
         blocks         0          1          2           -> (-1, 0, 1, 3), (0, 3, 2, 4), (2, 11, 1, 2)
 
     Args:
-        places: the repeats that blocks stand before, ascending.
+        places: the repeats that blocks stand before, ascending; R = after all. A group may have no repeats.
         repeats: R.
     """
     found = [Run(-1, 0, 1, places[0])] if places[0] else []
