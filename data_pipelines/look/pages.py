@@ -21,6 +21,6 @@ def _environment() -> jinja2.Environment:
     return environment
 
 
-def picture_runs(tokens: Sequence[Any]) -> list[tuple[int, list[Any]]]:
-    """Neighbouring tokens of one picture together; picture 0 = text."""
-    return [(picture, list(run)) for picture, run in itertools.groupby(tokens, key=lambda token: token.picture)]
+def picture_runs(tokens: Sequence[Any]) -> list[tuple[str, list[Any]]]:
+    """Neighbouring tokens of one picture together, or of one of its tiles, under its title; '' = text."""
+    return [(title, list(run)) for title, run in itertools.groupby(tokens, key=lambda token: token.slot_title)]

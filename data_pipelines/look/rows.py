@@ -1,15 +1,14 @@
 """Shows a packed row to a person: in the terminal (`describe_row`) or as one self-contained HTML page (`draw_row`)."""
 
-import base64
 import dataclasses
 from collections.abc import Iterator
 
-import cv2
 import numpy as np
 from jaxtyping import Bool, UInt8
 from rich.markup import escape
 
 from data_pipelines.look.pages import page_template, picture_runs
+from data_pipelines.look.row_slots import data_uri, seen_pictures, shown_pictures, visual_title
 from data_pipelines.template import Processor
 from vlm_jax.batch import Batch, BatchInfo
 
@@ -35,6 +34,10 @@ class Token:
     """Which visual token of the row fills it; -1 = none."""
     picture: int
     """Number of the picture it belongs to, from 1; 0 = none."""
+    slot_title: str = ""
+    """That picture, or which of its tiles; '' = text."""
+    sees: str = ""
+    """The pictures that it sees through cross-attention, as '2' or '1–3'."""
 
     @property
     def control(self) -> bool:
@@ -90,6 +93,8 @@ class RowFigures:
     positions: int
     padding: int
     pictures: int
+    used: int
+    """Image slots that hold one of their tiles."""
     slots: int
     learned: int
 
@@ -146,6 +151,7 @@ def row_figures(batch: Batch, row: int) -> RowFigures:
         positions=batch.tokens.shape[1],
         padding=int((np.asarray(batch.segment_ids[row]) == 0).sum()),
         pictures=int(image_ids.max(initial=0)),
+        used=int((image_ids > 0).sum()),
         slots=len(image_ids),
         learned=int((np.asarray(batch.loss_weights[row]) > 0).sum()),
     )
@@ -158,14 +164,17 @@ def _branches(batch: Batch, row: int, at: np.ndarray, processor: Processor) -> I
     for number in np.unique(numbers):
         branch = []
         for i in at[numbers == number]:
-            visual = -1 if batch.visual_index is None else int(batch.visual_index[row, i])
-            picture, piece = 0, processor.tokenizer.id_to_piece(int(tokens[i]))
+            picture, title, piece = 0, "", processor.tokenizer.id_to_piece(int(tokens[i]))
+            visual, sees = -1 if batch.visual_index is None else int(batch.visual_index[row, i]), ""
             if visual >= 0 and image_ids is not None:
                 picture = int(image_ids[visual // processor.prompt_tokens])
-                piece = f"picture {picture}:{visual % processor.prompt_tokens}"
+                title = visual_title(batch, row, visual, processor)
+                piece = f"{title}:{visual % processor.prompt_tokens}"
+            elif batch.visible_images is not None:
+                sees = seen_pictures(batch, row, int(i))
             first = i == at[0] or int(batch.branch_ids[row, i - 1]) != number
             weight = 0.0 if first else float(weights[i - 1])
-            branch.append(Token(int(i), piece, weight > 0, weight, visual, picture))
+            branch.append(Token(int(i), piece, weight > 0, weight, visual, picture, title, sees))
         label = -1.0
         if number and batch.labels is not None:
             label = float(batch.labels[row, int(batch.example_index[row, branch[0].position])])
@@ -188,7 +197,7 @@ def describe_row(batch: Batch, row: int, info: BatchInfo, processor: Processor) 
     examples = row_examples(batch, row, info, processor)
     lines = [
         f"[bold]Row {row}[/]  {figures.positions} positions, {len(examples)} examples, "
-        f"{figures.pictures} of {figures.slots} image slots, {figures.learned} learned tokens, "
+        f"{figures.used} of {figures.slots} image slots, {figures.learned} learned tokens, "
         f"{figures.padding_share:.1%} padding",
         "[dim]Learned tokens are [/][bold black on green3] marked [/][dim], control tokens[/] [cyan]<so>[/]",
     ]
@@ -204,12 +213,15 @@ def describe_row(batch: Batch, row: int, info: BatchInfo, processor: Processor) 
 
 
 def _terminal_tokens(branch: Branch) -> str:
-    words = []
-    for picture, tokens in picture_runs(branch.tokens):
-        if picture:
-            words.append(f"[black on gold3] picture {picture} × {len(tokens)} [/]")
+    words, seen = [], ""
+    for title, tokens in picture_runs(branch.tokens):
+        if title:
+            words.append(f"[black on gold3] {title} × {len(tokens)} [/]")
             continue
         for token in tokens:
+            if token.sees != seen:
+                seen = token.sees
+                words.append(f"[dim italic]sees {seen or 'nothing'}:[/]")
             style = "bold black on green3" if token.learned else "cyan" if token.control else "default"
             words.append(f"[{style}]{escape(token.piece)}[/]")
     return " ".join(words)
@@ -224,17 +236,14 @@ def draw_row(batch: Batch, row: int, info: BatchInfo, processor: Processor) -> s
         The page's text.
     """
     figures = row_figures(batch, row)
-    pictures = []
-    if batch.images is not None and batch.image_ids is not None:
-        shown = np.flatnonzero(np.asarray(batch.image_ids[row]) > 0)
-        pictures = [(int(batch.image_ids[row, slot]), _data_uri(np.asarray(batch.images[row, slot]))) for slot in shown]
     return page_template("row_page.html.j2").render(
         row=row,
         figures=figures,
         examples=row_examples(batch, row, info, processor),
-        pictures=pictures,
+        pictures=shown_pictures(batch, row),
+        cross_attention=batch.visible_images is not None,
         height_width=processor.image_size,
-        mask=_data_uri(mask_picture(batch, row)),
+        mask=data_uri(mask_picture(batch, row)),
         trunk_colour=_TRUNK_COLOUR,
         block_colour=_BLOCK_COLOUR,
         branch_colours=_BRANCH_COLOURS,
@@ -257,11 +266,6 @@ def mask_picture(batch: Batch, row: int) -> UInt8[np.ndarray, "S S 3"]:
     picture[both_ways] = _rgb(_BLOCK_COLOUR)
     picture[~mask] = 255
     return picture.astype(np.uint8)
-
-
-def _data_uri(pixels: UInt8[np.ndarray, "h w 3"]) -> str:
-    encoded = cv2.imencode(".png", pixels[:, :, ::-1])[1].tobytes()
-    return "data:image/png;base64," + base64.b64encode(encoded).decode()
 
 
 def _cycle(colours: tuple[str, ...], number: int) -> str:

@@ -13,6 +13,7 @@ from data_pipelines.examples import Example, Text
 from data_pipelines.loader import make_loader
 from data_pipelines.look.rows import attention_mask, describe_row, draw_row, mask_picture, row_examples, row_figures
 from vlm_jax.batch import Batch
+from vlm_jax.pictures import Pictures, Tiling
 
 
 def first(stage, processor, batches=1):
@@ -236,3 +237,36 @@ def test_mask_colours_tell_blocks_branches_and_trunk_apart():
     colours = {tuple(picture[i, j]) for i, j in ((0, 0), (1, 2), (3, 3), (4, 4), (3, 0), (4, 0), (4, 3))}
     assert len(colours) == 7
     assert tuple(picture[4, 3]) == (255, 255, 255)
+
+
+@pytest.mark.parametrize("separator", [False, True])
+def test_tiles_are_shown_as_they_lie_and_named(tiny, processor, separator):
+    tiling = Tiling(grids=((2, 2),), thumbnail="last", separator=separator, slots=6)
+    cutting = dataclasses.replace(
+        processor, prompt_tokens=3 + separator, pictures=Pictures(tiling, (1, 3), visible="last")
+    )
+    batch, info = first(tiny(tiny.Source(pictures=1), images=12), cutting)[0]
+    page, text = draw_row(batch, 0, info, cutting), describe_row(batch, 0, info, cutting)
+    *pictures, _ = uris(page)
+    assert len(pictures) == 2 * 5
+    for picture in range(2):
+        thumbnail, *tiles = (pixels(uri) for uri in pictures[5 * picture : 5 * picture + 5])
+        np.testing.assert_array_equal(thumbnail, batch.images[0, 6 * picture + 4])
+        np.testing.assert_array_equal(tiles, batch.images[0, 6 * picture : 6 * picture + 4])
+    assert "2 × 2 tiles, 1 black" in page
+    titles = ["picture 2 tiles × 14"] if separator else [f"picture 2 tile {n} of 2 × 2 × 3" for n in (1, 2, 3, 4)]
+    for title in (*titles, "picture 2 thumbnail × 3"):
+        assert title in page
+        assert title in text
+    assert "12 of 12 image slots" in text
+    assert ", sees picture 2" in page
+    assert "sees 2:" in text
+
+
+def test_the_marker_of_a_picture_that_is_seen_otherwise_says_who_sees_it(tiny, processor):
+    blind = dataclasses.replace(processor, prompt_tokens=0, pictures=Pictures(visible="all"))
+    batch, info = first(tiny(tiny.Source(pictures=2), images=4), blind)[0]
+    (trunk, branch, *_) = row_examples(batch, 0, info, blind)[0].branches
+    assert [token.sees for token in trunk.tokens] == ["", "1", "1–2"]
+    assert {token.sees for token in branch.tokens} == {"1–2"}
+    assert "sees 1–2:" in describe_row(batch, 0, info, blind)
