@@ -132,6 +132,18 @@ def tiles_in_use(tile_index: Int[Array, "N T 3"]) -> Bool[Array, "N T"]:
     return (place < tile_index[:, :1, 1] * tile_index[:, :1, 2]) | (place == 0)
 
 
+def tile_mask(used: Bool[Array, "N T"], tokens: int, padded: int) -> Bool[Array, "N L L"]:
+    """Who sees whom among the tokens of a picture: all but padding and padding, as the module's docstring draws it.
+
+    Args:
+        used: `tiles_in_use`.
+        tokens: of a tile.
+        padded: the same with padding; L = T * padded.
+    """
+    real = (used[:, :, None] & (jnp.arange(padded) < tokens)).reshape(len(used), -1)
+    return real[:, :, None] | real[:, None, :]
+
+
 class TileBlock(nn.Module):
     """x + gate * attention(norm(x)), then x + gate * mlp(norm(x)); gates are tanh of a learned number, or absent."""
 
@@ -207,11 +219,10 @@ class TileViT(nn.Module):
             used: `tiles_in_use`.
         """
         c, precision = self.config, self.precision
-        count, padding = len(pixels), c.tile_tokens - c.features.count
+        count, tokens = len(pixels), c.features.count
         x = LayerNorm(precision, _OUTER_EPSILON, name="embedding_norm")(self._embed(pixels, grids))
-        x = jnp.pad(x, ((0, 0), (0, 0), (0, padding), (0, 0))).reshape(count, -1, c.hidden)
-        real = (used[:, :, None] & (jnp.arange(c.tile_tokens) < c.features.count)).reshape(count, -1)
-        mask = real[:, :, None] | real[:, None, :]
+        x = jnp.pad(x, ((0, 0), (0, 0), (0, c.tile_tokens - tokens), (0, 0))).reshape(count, -1, c.hidden)
+        mask = tile_mask(used, tokens, c.tile_tokens)
         kept, layer = {}, 0
         for number, length in enumerate(c.local_runs):
             x = self._layers(f"local_{number}", length, gated=False)(x, mask)[0]
@@ -224,7 +235,7 @@ class TileViT(nn.Module):
         # Channels of the joined layers alternate: the first of each, then the second of each, …
         joined = [jnp.stack([kept[i] for i in c.joined], -1).reshape(count, x.shape[1], -1)] if c.joined else []
         x = jnp.concatenate([x, *joined], -1).reshape(count, c.tiles, c.tile_tokens, c.width)
-        return nn.with_logical_constraint(x[:, :, : c.features.count], ("batch", None, "patches", "act_embed"))
+        return nn.with_logical_constraint(x[:, :, :tokens], ("batch", None, "patches", "act_embed"))
 
     def _layers(self, name: str, length: int, *, gated: bool) -> nn.Module:
         scanned = nn.scan(
