@@ -37,7 +37,7 @@ def instruction_ids(example: Example, tokenizer: Tokenizer, length: int, vocabul
     if len(asked) > 1:
         raise BadRecord(
             f"{len(asked)} branches ask for different things, but the adapter reads one instruction with a picture: "
-            "take one question of a record, Instruct(questions=1)",
+            "take one of a record, Instruct(questions=1) or Captions(captions=1)",
             example.id,
         )
     text = "\n".join((*trunk, *(asked.pop() if asked else ())))
