@@ -75,9 +75,7 @@ class CrossAttentionConfig(AdapterConfigBase):
                 f"CrossAttentionConfig: every is {self.every} and first {self.first}; they are at least 1 and 0"
             )
         if list(self.layers) != sorted(self.layers) or min(self.layers, default=0) < 0:
-            raise ValueError(
-                f"CrossAttentionConfig: layers {self.layers} must be numbers from 0 on, ascending"
-            )
+            raise ValueError(f"CrossAttentionConfig: layers {self.layers} must be numbers from 0 on, ascending")
         if self.memory_width and self.memory is None:
             raise ValueError(
                 "CrossAttentionConfig: memory_width is the width of what `memory` makes, but memory is None, so that "
