@@ -328,6 +328,6 @@ class Engine:
 
 def _differing(ours: Pictures, theirs: Pictures) -> list[str]:
     """Fields in which two ways with pictures differ; the grid of visual tokens counts only where rows are joined."""
-    names = ["tiling", "prompt_slots", "visible", "instruction"]
+    names = ["tiling", "prompt_slots", "visible", "instruction", "instruction_vocabulary"]
     names += ["token_grid"] * bool(ours.tiling and ours.tiling.separator)
     return [name for name in names if getattr(ours, name) != getattr(theirs, name)]

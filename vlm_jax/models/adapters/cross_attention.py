@@ -157,12 +157,13 @@ class CrossAttentionConfig(AdapterConfigBase):
 
     def pictures(self, features: FeatureMap) -> Pictures:
         """Who sees what, and the instruction that one of the parts reads."""
-        parts = [part.pictures(features).instruction for part in (self.memory, self.prompt) if part]
+        parts = [part.pictures(features) for part in (self.memory, self.prompt) if part]
         return Pictures(
             token_grid=self.token_grid(features),
             prompt_slots=self.prompt_slots,
             visible=self.seen,
-            instruction=max(parts, default=0),
+            instruction=max((part.instruction for part in parts), default=0),
+            instruction_vocabulary=max((part.instruction_vocabulary for part in parts), default=0),
         )
 
     def build_for(

@@ -90,6 +90,11 @@ class QFormerAdapter(PromptAdapter):
         q = c._fitted(self.features)
         if c.instruction and instructions is None:
             raise ValueError("QFormerAdapter: this adapter reads an instruction, but the batch has no instructions")
+        if c.instruction and instructions is not None and instructions.shape[1] > q.text_length:
+            raise ValueError(
+                f"QFormerAdapter: an instruction of {instructions.shape[1]} tokens, but qformer.text_length is "
+                f"{q.text_length}; raise it"
+            )
         queries = parameter(
             self, "queries", nn.initializers.normal(0.02), (c.queries, q.width), (None, "embed"), self.precision
         )
