@@ -176,7 +176,7 @@ def _rows_of_tokens(cut: Cut, prompt_tokens: int, token_grid: Grid) -> Int32[np.
     x = np.arange(box.left, box.left + box.columns, dtype=np.int32)[None, :]
     slot = cut.first_tile + y // down * columns + x // across
     tokens = slot * prompt_tokens + y % down * across + x % across
-    separator = (cut.thumbnail_slot or 0) * prompt_tokens + down * across
+    separator = (cut.thumbnail_slot or 0) * prompt_tokens + prompt_tokens - 1
     if not tokens.size:
         return np.zeros(0, np.int32)
     return np.concatenate([tokens, np.full((box.rows, 1), separator, np.int32)], 1).reshape(-1)
