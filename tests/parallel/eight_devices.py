@@ -57,12 +57,12 @@ def batch_for(model, rows=8, length=24):
     )
 
 
-def run(mesh_config, accumulation=1, steps=2):
+def run(mesh_config, accumulation=1, steps=2, model=None, make_batch=batch_for, change=lambda params: params):
     """(what came out as plain numbers, the state) of a few steps on a mesh."""
-    config, mesh = load_experiment(str(TINY)).model, build_mesh(mesh_config)
+    config, mesh = model or load_experiment(str(TINY)).model, build_mesh(mesh_config)
     model = VLM(config)
     with use_mesh(mesh):
-        params = initialise_missing(model, mesh, seed=0)
+        params = change(initialise_missing(model, mesh, seed=0))
         rules = assign_rules(OPTIMIZER.table, params)
         optimizer = build_optimizer(OPTIMIZER, rules, 10)
         out = {"drawn": tree_checksums(params)}
@@ -77,7 +77,7 @@ def run(mesh_config, accumulation=1, steps=2):
         step = compile_step(step, state)
         out["losses"] = []
         for _ in range(steps):
-            state, metrics = step(state, jax.device_put(batch_for(config), batch_sharding(mesh)))
+            state, metrics = step(state, jax.device_put(make_batch(config), batch_sharding(mesh)))
             out["losses"].append(float(metrics["loss"]))
         out["checksums"] = tree_checksums(state.params)
         flat = traverse_util.flatten_dict(state.params, sep="/")

@@ -59,7 +59,7 @@ class CrossAttention(nn.Module):
 
         def inwards(width: int, heads: int, axis: str) -> Projection:
             shape = (width, heads, c.head_size)
-            axes = ("embed" if axis == "heads" else "features", axis, "head_size")
+            axes = ("embed", axis, "head_size")
             return Projection("bsd,dhk->bshk", shape, axes, width, precision)
 
         self.query = inwards(c.width, c.heads, "heads")
@@ -74,7 +74,7 @@ class CrossAttention(nn.Module):
 
     def keys_and_values(self, memory: Float[Array, "B T W"]) -> tuple[Float[Array, "B T G K"], Float[Array, "B T G K"]]:
         """What the memory is to all queries."""
-        axes = ("batch", "image_tokens", "act_heads", "head_size")
+        axes = ("batch", "length", "act_heads", "head_size")
         keys, values = (nn.with_logical_constraint(part(memory), axes) for part in (self.key, self.value))
         return self.key_norm(keys) if self.config.query_key_norm else keys, values
 
