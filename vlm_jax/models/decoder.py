@@ -95,7 +95,7 @@ class DecoderConfig:
 
     @property
     def embedded_tokens(self) -> int:
-        """Rows of the embedding table: ids from 0 to this may stand in the input."""
+        """Rows of the embedding table: ids below this may stand in the input."""
         return self.vocabulary_size + self.input_only_tokens
 
     @property

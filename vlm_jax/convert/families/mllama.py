@@ -103,11 +103,10 @@ def _decoder(text: Mapping[str, Any], layers: int) -> DecoderConfig:
     # By its names and its sums the rest is Llama.
     own = {"model_type": "llama", "num_hidden_layers": layers, "tie_word_embeddings": False}
     none = dict.fromkeys(("head_dim", "layer_types"))
+    width, heads = whole_number(text, "hidden_size"), whole_number(text, "num_attention_heads")
+    if width % heads:
+        raise UserError(f"config.json: hidden_size {width} does not divide by {heads} num_attention_heads")
     decoder = llama.read_config({**text, **own, **none, "attention_bias": False, "mlp_bias": False})
-    if decoder.width % decoder.heads:
-        raise UserError(
-            f"config.json: hidden_size {decoder.width} does not divide by {decoder.heads} num_attention_heads"
-        )
     return dataclasses.replace(decoder, input_only_tokens=ADDED_TOKENS)
 
 
