@@ -227,7 +227,7 @@ def arm(size: Size, adapter: AdapterConfig) -> Experiment:
                     (
                         MixtureEntry(asked, Instruct(questions=4), weight=0.6),
                         MixtureEntry(described, Captions(), weight=0.2),
-                        *texts("train", 200, weight=0.2),
+                        *texts("train", 160, weight=0.2),
                     ),
                     words=96,
                 ),
