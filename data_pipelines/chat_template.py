@@ -32,6 +32,8 @@ class ChatTemplate:
     image: the placeholder that stands for a picture in what the template writes.
     image_before, image_after: text that stands before and after a picture's tokens (SmolVLM puts
         `<fake_token_around_image>` there).
+    image_joined: as Idefics 2's processor has it: image_after stands only behind the last of pictures that touch, and
+        then a space where a word follows at once.
     bidirectional_images: the visual tokens of one picture see each other in both directions.
     first_position: position of the first token.
     adds_bos: a text that does not open with the tokenizer's <bos> gets one in front, as processors of VLMs do it.
@@ -47,6 +49,7 @@ class ChatTemplate:
     first_position: int = 0
     adds_bos: bool = False
     date: str = ""
+    image_joined: bool = False
 
     def writer(self, tokenizer: Tokenizer) -> ChatWriter:
         """The template with the texts of the tokenizer's tokens."""
@@ -123,7 +126,8 @@ def render_chat(
 def _shown(example: Example, tokenizer: Tokenizer, template: ChatTemplate, places: Sequence[Place]) -> Shown:
     if tokenizer.image_id is None and example.images:
         raise UserError("the tokenizer has no token for a picture's place; add one by with_image_token")
-    return Shown(tuple(places), template.image_before, template.image_after, template.bidirectional_images)
+    around = (template.image_before, template.image_after)
+    return Shown(tuple(places), *around, template.bidirectional_images, template.image_joined)
 
 
 def _linear(

@@ -25,6 +25,8 @@ class Shown:
     before: str = ""
     after: str = ""
     bidirectional: bool = False
+    joined: bool = False
+    """`ChatTemplate.image_joined`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,6 +166,8 @@ def _stretches(pieces: Sequence[Piece], turns: int, pictures: Shown) -> tuple[li
         now = stretches[-1]
         if piece.picture:
             place = pictures.places[number]
+            if pictures.joined and now.run is not None and now.text == pictures.after:
+                now.text, now.masked, now.tail = "", "", 0
             now.add(pictures.before, own=False)
             for mark, visual in place.runs:
                 stretches[-1].add_mark(mark, number)
@@ -174,6 +178,9 @@ def _stretches(pieces: Sequence[Piece], turns: int, pictures: Shown) -> tuple[li
             number += 1
             visual_tokens += place.visual_tokens
             continue
+        follows = now.run is not None and now.tail == len(now.text)
+        if pictures.joined and follows and not piece.text.startswith(("<", " ", "\n", "\t")) and piece.text:
+            now.add(" ", own=False)
         start = now.end
         now.add(piece.text, own=piece.turn >= 0)
         if piece.turn >= 0:

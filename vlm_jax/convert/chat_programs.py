@@ -12,10 +12,17 @@ NO_TEMPLATE = (
 )
 """Stands in for the chat template of a base model, which takes running text only."""
 
-SURROUNDED = ("idefics3", "smolvlm")
-"""Architectures whose processor puts tokens of its own around a picture's."""
-
 IMAGE_BEFORE, IMAGE_AFTER = "<fake_token_around_image><global-img>", "<fake_token_around_image>"
+
+SURROUNDED = {
+    "idefics2": (IMAGE_AFTER, IMAGE_AFTER),
+    "idefics3": (IMAGE_BEFORE, IMAGE_AFTER),
+    "smolvlm": (IMAGE_BEFORE, IMAGE_AFTER),
+}
+"""Architectures whose processor puts tokens of its own before and after a picture's."""
+
+JOINED = ("idefics2",)
+"""Those that put them once between two pictures that touch (`ChatTemplate.image_joined`)."""
 
 _CONTROL = """{{- bos_token -}}
 {%- for message in messages -%}

@@ -50,7 +50,8 @@ def read_image_processor(plain: Mapping[str, Any], where: str = "preprocessor_co
 
     Args:
         plain: as written by the processors of CLIP, LLaVA, SigLIP, DINOv2 (BiT), ViT, ConvNeXt, and those that cut
-            pictures into tiles: LLaVA-NeXT, InternVL (GOT-OCR 2), Idefics 3 (SmolVLM) and Llama 3.2 Vision.
+            pictures into tiles: LLaVA-NeXT, InternVL (GOT-OCR 2), Idefics 2 and 3 (SmolVLM) and Llama 3.2 Vision.
+            Idefics 2's, which keeps the shape of pictures, is read as one that brings all to its longest edge.
         where: the file, for messages.
 
     Raises:
@@ -79,7 +80,7 @@ def _kind(plain: Mapping[str, Any]) -> str:
 
 
 def _usual_filter(kind: str) -> int:
-    return 2 if kind.startswith("Mllama") else 1 if kind.startswith(("Idefics3", "SmolVLM")) else 3
+    return 2 if kind.startswith(("Mllama", "Idefics2")) else 1 if kind.startswith(("Idefics3", "SmolVLM")) else 3
 
 
 def _geometry(plain: Mapping[str, Any], filtered: Any, where: str) -> tuple[tuple[int, int], ImagePreprocessing]:
@@ -93,6 +94,8 @@ def _geometry(plain: Mapping[str, Any], filtered: Any, where: str) -> tuple[tupl
         return (edge, edge), ImagePreprocessing("shortest", filtered, shortest)
     if "max_image_size" in plain:
         return _longest_first(plain, filtered, where)
+    if kind.startswith("Idefics2"):
+        return _longest_both(plain, filtered, where)
     if kind.startswith("LlavaNext"):
         target = _height_width(size, where) if "height" in size else (_edge(size, where),) * 2
         if _height_width(plain.get("crop_size", target[0]), where) != target:
@@ -121,6 +124,15 @@ def _longest_first(plain: Mapping[str, Any], filtered: Any, where: str) -> tuple
     if type(edge) is not int or type(longest) is not int or not 1 <= edge <= longest <= _IDEFICS3_LARGEST:
         raise UserError(f"{where}: max_image_size and size must have a longest_edge of 1 to {_IDEFICS3_LARGEST} pixels")
     return (edge, edge), ImagePreprocessing("squash", filtered, longest_edge=longest)
+
+
+def _longest_both(plain: Mapping[str, Any], filtered: Any, where: str) -> tuple[tuple[int, int], ImagePreprocessing]:
+    """Idefics 2: a picture keeps its shape, between two edges; here each has the longer one both ways."""
+    size = plain.get("size", {"shortest_edge": 378, "longest_edge": 980})
+    shortest, longest = (size.get(name) for name in ("shortest_edge", "longest_edge"))
+    if type(shortest) is not int or type(longest) is not int or not 1 <= shortest <= longest:
+        raise UserError(f"{where}: size is {size!r}; it must have a shortest_edge and a longest_edge in pixels")
+    return (longest, longest), ImagePreprocessing("squash", filtered)
 
 
 def _edge(size: Any, where: str) -> int:

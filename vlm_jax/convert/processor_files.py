@@ -7,10 +7,11 @@ from typing import Any
 
 from data_pipelines.template import ChatTemplate, PrefixTemplate, Processor
 from data_pipelines.tokenizers import HuggingFaceTokenizer, SentencePieceTokenizer, Tokenizer
-from vlm_jax.convert.chat_programs import IMAGE_AFTER, IMAGE_BEFORE, NO_TEMPLATE, SURROUNDED, chat_program, layout_of
+from vlm_jax.convert.chat_programs import JOINED, NO_TEMPLATE, SURROUNDED, chat_program, layout_of
 from vlm_jax.convert.hf import find_writer
 from vlm_jax.convert.image_processors import ImageProcessor, write_image_processor
 from vlm_jax.convert.sentencepiece_json import sentencepiece_json
+from vlm_jax.convert.tilings import idefics2_fields
 from vlm_jax.errors import UserError
 from vlm_jax.models.vlm import VLMConfig
 
@@ -43,13 +44,14 @@ def save_processor_hf(processor: Processor, config: VLMConfig, path: str | Path)
     if kind:
         named["processor_class"] = kind
         _write(directory / "processor_config.json", {"processor_class": kind, **settings})
-        _write(directory / "preprocessor_config.json", {**_pixels(processor, config), "processor_class": kind})
+        _write(directory / "preprocessor_config.json", {**_pixels(processor, config, kind), "processor_class": kind})
     _write(directory / "tokenizer_config.json", named)
     generation = {"eos_token_id": list(tokenizer.end_ids), "pad_token_id": tokenizer.pad_id}
     if tokenizer.bos_id is not None:
         generation["bos_token_id"] = tokenizer.bos_id
     _write(directory / "generation_config.json", generation)
-    program = chat_program(processor.template, processor.tokenizer, kind == "Idefics3Processor")
+    surrounds = kind in ("Idefics2Processor", "Idefics3Processor")
+    program = chat_program(processor.template, processor.tokenizer, surrounds)
     if program and program != NO_TEMPLATE:
         (directory / "chat_template.jinja").write_text(program, encoding="utf-8")
 
@@ -84,20 +86,29 @@ def _kind(processor: Processor, config: VLMConfig) -> tuple[str, dict[str, Any]]
     if hf["model_type"] == "llava_next":
         return "LlavaNextProcessor", {"image_token": image_token, **_llava_tokens(config, hf)}
     if hf["model_type"] in SURROUNDED:
-        template = processor.template
-        around = (template.image_before, template.image_after) if isinstance(template, ChatTemplate) else ("", "")
-        before = IMAGE_BEFORE if config.tiling is None else ""
-        if around != (before, IMAGE_AFTER):
-            raise UserError(
-                f"Idefics 3's processor puts {before or 'nothing'} before and {IMAGE_AFTER} after a picture, this template "
-                f"{around[0]!r} and {around[1]!r}; train with a ChatTemplate that has these"
-            )
-        return "Idefics3Processor", {"image_seq_len": config.prompt_tokens}
+        return _surrounding(processor, config, hf["model_type"]), {"image_seq_len": config.prompt_tokens}
     if hf["model_type"] == "mllama":
         return "MllamaProcessor", {}
     if hf["model_type"] == "paligemma" and processor.template == PrefixTemplate():
         return "PaliGemmaProcessor", {}
     raise UserError(f"no processor of transformers does what this template does with a {hf['model_type']}")
+
+
+def _surrounding(processor: Processor, config: VLMConfig, kind: str) -> str:
+    """The processor of an architecture that puts text around pictures, if this template puts the same."""
+    name = "Idefics2Processor" if kind == "idefics2" else "Idefics3Processor"
+    template = processor.template
+    around = (template.image_before, template.image_after) if isinstance(template, ChatTemplate) else ("", "")
+    before, after = SURROUNDED[kind]
+    before = before if config.tiling is None else ""
+    if around != (before, after):
+        raise UserError(
+            f"transformers' {name} puts {before or 'nothing'} before and {after} after a picture, this template "
+            f"{around[0]!r} and {around[1]!r}; train with a ChatTemplate that has these"
+        )
+    if isinstance(template, ChatTemplate) and template.image_joined != (kind in JOINED):
+        raise UserError(f"transformers' {name} needs a ChatTemplate with image_joined {kind in JOINED}")
+    return name
 
 
 def _llava_tokens(config: VLMConfig, hf: dict[str, Any]) -> dict[str, Any]:
@@ -119,10 +130,14 @@ def _llava_tokens(config: VLMConfig, hf: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _pixels(processor: Processor, config: VLMConfig) -> dict[str, Any]:
+def _pixels(processor: Processor, config: VLMConfig, kind: str) -> dict[str, Any]:
     plain = write_image_processor(_image_processor(processor, config))
     if isinstance(processor.template, PrefixTemplate):
         plain |= {"image_processor_type": "SiglipImageProcessor", "image_seq_length": config.prompt_tokens}
+    if kind == "Idefics2Processor":
+        if processor.images.resize != "squash" or processor.images.longest_edge:
+            raise UserError(f"Idefics 2's processor does not resize pictures with {processor.images}; use 'squash'")
+        plain |= idefics2_fields(processor.image_size, splits=config.tiling is not None)
     return plain
 
 

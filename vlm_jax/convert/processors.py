@@ -11,7 +11,7 @@ from data_pipelines.template import ChatTemplate, PrefixTemplate, Processor, Tem
 from data_pipelines.tokenizers import Tokenizer, load_tokenizer, tokenizer_from_gguf
 from data_pipelines.tokenizers.files import read_json
 from data_pipelines.tokenizers.sentencepieces import JSON_FILE, MODEL_FILE
-from vlm_jax.convert.chat_programs import IMAGE_AFTER, IMAGE_BEFORE, NO_TEMPLATE, SURROUNDED
+from vlm_jax.convert.chat_programs import JOINED, NO_TEMPLATE, SURROUNDED
 from vlm_jax.convert.gguf_tensors import GGUFTensors
 from vlm_jax.convert.image_processors import encoder_processor, read_image_processor
 from vlm_jax.convert.processor_files import save_processor_hf
@@ -36,9 +36,8 @@ def load_processor_hf(path: str | Path, config: VLMConfig) -> Processor:
     """
     where = Path(path)
     tokenizer = load_tokenizer(where)
-    plain = read_json(where / "config.json", missing=True)
-    surrounded = plain.get("model_type") in SURROUNDED
-    return _processor(tokenizer, config, _program(where), str(where), surrounded, where)
+    kind = str(read_json(where / "config.json", missing=True).get("model_type"))
+    return _processor(tokenizer, config, _program(where), str(where), kind, where)
 
 
 def has_tokenizer(path: str | Path) -> bool:
@@ -101,7 +100,7 @@ def _processor(
     config: VLMConfig,
     program: str | None,
     where: str,
-    surrounded: bool = False,
+    kind: str = "",
     directory: Path | None = None,
 ) -> Processor:
     rows = config.decoder.embedded_tokens
@@ -115,7 +114,7 @@ def _processor(
         if layout.image_token >= rows:
             raise UserError(f"{where}: image token {layout.image_token} is outside the model's vocabulary of {rows}")
         tokenizer = _with_image_id(tokenizer, layout.image_token, where)
-    template = _template(tokenizer, config, program, surrounded)
+    template = _template(tokenizer, config, program, kind)
     if isinstance(template, ChatTemplate) and program is not None:
         end = template.end_of_turn(tokenizer)
         if end is not None and end not in tokenizer.end_ids:
@@ -131,20 +130,22 @@ def _with_image_id(tokenizer: Tokenizer, id: int, where: str) -> Tokenizer:
         raise UserError(f"{where}: config.json names {id} as the image token, but the tokenizer: {error}") from None
 
 
-def _template(tokenizer: Tokenizer, config: VLMConfig, program: str | None, surrounded: bool) -> Template:
+def _template(tokenizer: Tokenizer, config: VLMConfig, program: str | None, kind: str) -> Template:
     layout = config.layout
     if layout is not None and layout.bidirectional == "prompt":
         return PrefixTemplate(first_position=layout.first_position)
-    return chat_template_for(
+    before, after = SURROUNDED.get(kind, ("", ""))
+    template = chat_template_for(
         program,
         tokenizer,
         layout=layout,
         # A VLM's processor encodes what the template wrote as a text, which some tokenizers open with <bos>.
         adds_bos=config.encoder is not None and tokenizer.adds_bos,
         # What stands before each tile is part of how pictures are cut.
-        image_before=IMAGE_BEFORE if surrounded and config.tiling is None else "",
-        image_after=IMAGE_AFTER if surrounded else "",
+        image_before=before if config.tiling is None else "",
+        image_after=after,
     )
+    return dataclasses.replace(template, image_joined=kind in JOINED)
 
 
 def _images(directory: Path | None, config: VLMConfig) -> ImagePreprocessing:

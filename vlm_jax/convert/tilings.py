@@ -49,6 +49,8 @@ def read_tiling(plain: Mapping[str, Any], kind: str, tile: Size, where: str) -> 
     if kind.startswith("GotOcr2"):
         least, most = (_count(plain, name, usual, where) for name, usual in (("min_patches", 1), ("max_patches", 12)))
         return aspect_tiling(least, most) if plain.get("crop_to_patches") and most > 1 else None
+    if kind.startswith("Idefics2"):
+        return quarters_tiling() if plain.get("do_image_splitting", False) else None
     if "max_image_size" in plain and plain.get("do_image_splitting", True):
         return cover_tiling(tile, plain["size"]["longest_edge"], where)
     return None
@@ -67,6 +69,8 @@ def write_tiling(tiling: Tiling, tile: Size, longest_edge: int = 0) -> dict[str,
     """
     size = {"height": tile[0], "width": tile[1]}
     if tile[0] == tile[1]:
+        if tiling == quarters_tiling():
+            return idefics2_fields(tile, splits=True)
         if tiling.choose == "canvas" and tiling == canvas_tiling(tiling.slots):
             fields = {"do_pad": True, "max_image_tiles": tiling.slots}
             return {"image_processor_type": "MllamaImageProcessor", "size": size, **fields}
@@ -93,6 +97,28 @@ def canvas_tiling(tiles: int) -> Tiling:
     each = range(1, tiles + 1)
     grids = tuple((rows, columns) for rows in each for columns in each if rows * columns <= tiles)
     return Tiling(grids, choose="canvas", fit="pad", thumbnail="none", slots=tiles)
+
+
+def quarters_tiling() -> Tiling:
+    """How Idefics 2's image processor cuts pictures, if it does: four quarters, then the whole.
+
+    Its quarters are cut before they are brought to their size, and ours after; pixels at their edges differ a little.
+    """
+    mark = AROUND_IMAGE
+    return Tiling(((2, 2),), choose="aspect", fit="squash", thumbnail="last", tile_mark=mark, thumbnail_mark=mark)
+
+
+def idefics2_fields(size: Size, splits: bool) -> dict[str, Any]:
+    """The fields of Idefics 2's image processor that brings every picture to one square, as ours does."""
+    if size[0] != size[1]:
+        raise UserError(f"Idefics 2's processor makes pictures of one size square, not {size[0]} x {size[1]}")
+    edges = {"shortest_edge": size[0], "longest_edge": size[0]}
+    return {
+        "image_processor_type": "Idefics2ImageProcessor",
+        "size": edges,
+        "do_pad": True,
+        "do_image_splitting": splits,
+    }
 
 
 def aspect_tiling(least: int, most: int) -> Tiling:

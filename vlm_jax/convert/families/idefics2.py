@@ -1,7 +1,8 @@
 """Idefics 2 (Laurençon et al. 2024, "What matters when building vision-language models?"): SigLIP, a gated MLP, a
 perceiver resampler, Mistral.
 
-The encoder takes pictures of any size up to that of its positions, which are spread over each one's own size.
+The encoder takes pictures of any size and shape, over which its positions are spread; our processor brings all to one
+square. config.json does not say whether pictures are cut into quarters; the image processor's file does.
 """
 
 import dataclasses
@@ -14,6 +15,7 @@ from vlm_jax.convert.families.idefics3 import text_row
 from vlm_jax.convert.families.llava import image_token
 from vlm_jax.convert.families.vision import check_resampling
 from vlm_jax.convert.names import Row, per_layer, prefixed
+from vlm_jax.convert.tilings import quarters_tiling
 from vlm_jax.models.adapters import ResamplerConfig
 from vlm_jax.models.decoder import DecoderConfig
 from vlm_jax.models.vit import ViTConfig
@@ -133,7 +135,7 @@ def write_config(config: Any) -> dict[str, Any] | None:
     refuse(
         "Idefics 2",
         {
-            "pictures cut into tiles": config.tiling is not None,
+            "pictures cut into other tiles than quarters": config.tiling not in (None, quarters_tiling()),
             "visual tokens that see each other in both directions (bidirectional_images of the template)": (
                 layout.bidirectional != "none"
             ),
