@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from data_pipelines import image_decoding, image_files
 from data_pipelines.examples import Image
-from data_pipelines.images import FILE_LIMIT, BadImage, ImagePreprocessing, decode, prepare, resize
+from data_pipelines.images import FILE_LIMIT, BadImage, ImagePreprocessing, decode, prepare, resize, size_as_seen
 
 RED, BLUE = (200, 0, 0), (0, 0, 200)
 
@@ -128,10 +128,24 @@ def test_every_exif_orientation_is_applied(form, mode, orientation):
     exif = PIL.Image.Exif()
     exif[0x112] = orientation
     options = {"lossless": True} if form == "WEBP" else {"quality": 95} if form == "JPEG" else {}
-    got = decode(Image(data=encoded(picture, form, exif=exif, **options)))
+    image = Image(data=encoded(picture, form, exif=exif, **options))
+    got = decode(image)
     assert got.shape == upright.shape
+    assert size_as_seen(image) == upright.shape[:2]
     corners = np.ix_([3, -4], [3, -4])
     np.testing.assert_allclose(got[corners].astype(int), upright[corners].astype(int), atol=9)
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"])
+def test_a_size_as_seen_is_that_of_the_pixels_or_refused_as_they_are(form):
+    data = encoded(plain(height=21, width=30), form)
+    assert size_as_seen(Image(data=data)) == (21, 30)
+    for bad in (b"", b"no picture", data[:6]):
+        with pytest.raises(BadImage) as looked_at:
+            size_as_seen(Image(data=bad))
+        with pytest.raises(BadImage) as decoded:
+            decode(Image(data=bad))
+        assert str(looked_at.value) == str(decoded.value)
 
 
 @pytest.mark.parametrize(("dtype", "form"), [(np.float32, "TIFF"), (np.int32, "TIFF")])

@@ -54,7 +54,8 @@ class VLMConfig:
             check_tiling(self.encoder, self.tiling)
         if self.tiling is not None and self.encoder is None:
             raise ValueError("VLMConfig: tiling is set, but there is no encoder whose tiles pictures could be cut into")
-        if self.separator and 0 in self.pictures.token_grid:
+        pictures = self.pictures  # refuses thumbnails in the sequence where there are none
+        if self.separator and 0 in pictures.token_grid:
             raise ValueError(
                 "VLMConfig: tiling.separator ends rows of visual tokens, but this adapter's tokens form no rows; leave "
                 "it off, or choose an adapter that keeps the grid"
