@@ -55,7 +55,7 @@ class Service:
         """Compiles what short requests need, in batches of every size, so that no client waits for it."""
         sizes = sorted({min(self.engine.buckets.rows(n + 1), self.config.rows) for n in range(self.config.rows)})
         begun, before = time.monotonic(), compilations()
-        shown = [np.full((1, 1, 3), 128, np.uint8)] if self.engine.config.prompt_tokens else []
+        shown = [np.full((1, 1, 3), 128, np.uint8)] if self.engine.config.encoder is not None else []
         tokens = min(self.config.default_new_tokens, self.config.max_new_tokens)
         for pictures in ([], shown) if shown else ([],):
             request = Request(question("?", pictures), max_new_tokens=tokens)
