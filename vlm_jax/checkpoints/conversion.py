@@ -14,7 +14,7 @@ from vlm_jax.checkpoints.files import read_files
 from vlm_jax.checkpoints.reference import is_huggingface, load_part, local_path, whole
 from vlm_jax.convert import load_hf
 from vlm_jax.convert.chat_programs import layout_of
-from vlm_jax.convert.hf import Progress, write_hf
+from vlm_jax.convert.hf import ImportPart, Progress, write_hf
 from vlm_jax.convert.onnx_tensors import load_onnx
 from vlm_jax.convert.processor_files import save_processor_hf
 from vlm_jax.convert.writing import new_directory
@@ -32,6 +32,7 @@ def import_model(
     target: str,
     format: Format,
     *,
+    part: ImportPart = "model",
     dtype: str | None = None,
     prefix: str | None = None,
     progress: Progress | None = None,
@@ -42,6 +43,7 @@ def import_model(
         source: a Hugging Face directory, a .gguf or an .onnx file, on the disk or in a package (package://…).
         target: does not exist, or is empty.
         format: what the source is.
+        part: what to take of a Hugging Face directory.
         dtype: that parameters are kept in; None = as stored (quantised ones and float16 become float32).
         prefix: where the encoder is in an ONNX file's module, with its dot; None = found by itself.
         progress: told how far reading is.
@@ -62,7 +64,7 @@ def import_model(
         encoder, weights = load_onnx(Path(path), prefix, dtype=dtype, progress=progress)
         save_converted(target, encoder, weights, {})
         return encoder
-    found = load_part(source, dtype=dtype, progress=progress)
+    found = load_part(source, part=part, dtype=dtype, progress=progress)
     config, params = whole(found.config, found.params)
     save_converted(target, config, params, {} if found.processor is None else _files(found.processor))
     return config

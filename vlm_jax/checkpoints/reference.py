@@ -28,7 +28,7 @@ from vlm_jax.config import Experiment
 from vlm_jax.convert import load_hf
 from vlm_jax.convert.families import find_family
 from vlm_jax.convert.gguf_tensors import GGUFTensors, load_gguf
-from vlm_jax.convert.hf import Progress, family_config
+from vlm_jax.convert.hf import ImportPart, Progress, family_config
 from vlm_jax.convert.hf_config import read_hf_config, with_normalisation
 from vlm_jax.convert.onnx_tensors import ONNXTensors, load_onnx
 from vlm_jax.convert.processors import has_tokenizer, load_processor_gguf, load_processor_hf
@@ -81,6 +81,7 @@ def load_model(reference: str) -> LoadedModel:
 def load_part(
     reference: str,
     *,
+    part: ImportPart = "model",
     dtype: str | None = None,
     mesh: Mesh | None = None,
     tokenizer: bool = True,
@@ -90,6 +91,7 @@ def load_part(
 
     Args:
         reference: see the module's docstring.
+        part: what to take of a Hugging Face directory.
         dtype: that parameters from other formats are held in; None = as stored. A step directory's are as kept there.
         mesh: where parameters go; None = the first device.
         tokenizer: whether to read the processor too, where there is one.
@@ -103,9 +105,10 @@ def load_part(
         return _from_file(path, reference, tokenizer, dtype=dtype, mesh=mesh, progress=progress)
     if is_huggingface(path):
         directory = Path(path)
-        config, params = load_hf(directory, dtype=dtype, mesh=mesh, progress=progress)
+        config, params = load_hf(directory, part=part, dtype=dtype, mesh=mesh, progress=progress)
         processor = None
-        if tokenizer and has_tokenizer(directory) and isinstance(config, (VLMConfig, DecoderConfig)):
+        readable = part == "model" and isinstance(config, (VLMConfig, DecoderConfig))
+        if tokenizer and has_tokenizer(directory) and readable:
             processor = load_processor_hf(directory, require_whole(whole(config, {})[0], reference))
         return LoadedPart(config, params, processor, None, path)
     where = step_directory(str(path))

@@ -50,6 +50,12 @@ def add_parser(subparsers: Any) -> None:
             "--dtype", choices=("float32", "bfloat16"), help="keep parameters in this number format (as stored)"
         )
         inward.set_defaults(run=run_import)
+    directions.choices["from-hf"].add_argument(
+        "--part",
+        choices=("model", "encoder", "decoder", "qformer"),
+        default="model",
+        help="take only this part of a vision-language model (model)",
+    )
     directions.choices["from-onnx"].add_argument(
         "--prefix", metavar="P", help="where the encoder is in the exported module, such as backbone. (found by itself)"
     )
@@ -72,6 +78,7 @@ def run_import(arguments: argparse.Namespace) -> None:
             arguments.source,
             arguments.target,
             format,
+            part=getattr(arguments, "part", "model"),
             dtype=arguments.dtype,
             prefix=getattr(arguments, "prefix", None),
             progress=display,

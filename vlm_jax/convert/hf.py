@@ -1,10 +1,11 @@
 """Hugging Face directories in and out: `load_hf` and `save_hf`."""
 
 import contextlib
+import dataclasses
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -35,20 +36,31 @@ Progress = Callable[[int, int], None]
 """Called with (bytes done, bytes in all)."""
 
 
+ImportPart = Literal["model", "encoder", "decoder", "qformer"]
+
+
 def load_hf(
-    path: str | Path, *, dtype: str | None = None, mesh: Mesh | None = None, progress: Progress | None = None
+    path: str | Path,
+    *,
+    part: ImportPart = "model",
+    dtype: str | None = None,
+    mesh: Mesh | None = None,
+    progress: Progress | None = None,
 ) -> tuple[ModelConfig, dict[str, Any]]:
     """Reads a local Hugging Face directory: config.json and safetensors, sharded or not.
 
     Args:
         path: the directory.
+        part: what to take of a vision-language model; "model" = all of it. Of BLIP-2 and InstructBLIP the encoder and
+            the Q-Former can be taken whatever their decoder is.
         dtype: that parameters are held in ("float32", "bfloat16"); None = as stored (float16 becomes float32).
         mesh: where parameters go; None = the first device.
         progress: told how far it is.
 
     Returns:
         (config, parameters): of an LLM alone a DecoderConfig and the parameters of `Decoder`, of an image encoder its
-        config and parameters, of a vision-language model a VLMConfig and the parameters of `VLM`.
+        config and parameters, of a Q-Former likewise, of a vision-language model a VLMConfig and the parameters of
+        `VLM`.
 
     Raises:
         UserError: if the directory is no model of a known architecture, or its files are damaged.
@@ -56,7 +68,8 @@ def load_hf(
     where = Path(path)
     hf = read_hf_config(where)
     find_family(hf, str(where))  # an unknown architecture is the first thing to say
-    config, params = load_tensors(hf, SafetensorsDirectory(where), dtype=dtype, mesh=mesh, progress=progress)
+    tensors = SafetensorsDirectory(where)
+    config, params = load_tensors(hf, tensors, part=part, dtype=dtype, mesh=mesh, progress=progress)
     return with_normalisation(config, where), params
 
 
@@ -64,6 +77,7 @@ def load_tensors(
     hf: Mapping[str, Any],
     tensors: Tensors,
     *,
+    part: ImportPart = "model",
     dtype: str | None = None,
     mesh: Mesh | None = None,
     progress: Progress | None = None,
@@ -73,16 +87,38 @@ def load_tensors(
     Args:
         hf: the content of a config.json.
         tensors: under the names that the architecture has there.
-        dtype, mesh, progress: as of `load_hf`.
+        part, dtype, mesh, progress: as of `load_hf`.
     """
     family = find_family(hf, tensors.where)
-    config = family_config(family, hf, tensors.where)
+    config, rows, dropped = _table(family, hf, tensors.where, part)
     present = Renamed(tensors, family.RENAMED)
     with _user_errors(tensors.where):
-        rows = family.rows(config)
         abstract = abstract_params(boxed_params(build_model(config)), mesh)
     abstract = cast_dtypes(abstract, dtype) if dtype else stored_dtypes(rows, present, abstract)
-    return config, load_rows(rows, present, abstract, family.DROPPED, progress)
+    return config, load_rows(rows, present, abstract, dropped, progress)
+
+
+def _table(family: Family, hf: Mapping[str, Any], where: str, part: ImportPart) -> tuple[Any, list[Row], Sequence[str]]:
+    """(config, name table, tensors that are knowingly left) of a model or a part.
+
+    Raises:
+        UserError: if the model has no such part.
+    """
+    if part in ("encoder", "qformer") and hasattr(family, "parts_alone"):
+        with _user_errors(where):
+            return *family.parts_alone(hf)[part], ("",)
+    whole = family_config(family, hf, where)
+    with _user_errors(where):
+        rows = list(family.rows(whole))
+    if part == "model":
+        return whole, rows, family.DROPPED
+    config = getattr(whole, part, None) if isinstance(whole, VLMConfig) else None
+    if config is None:
+        raise UserError(f"{where}: a {hf['model_type']} has no {part} that could be taken by itself; leave --part out")
+    own = [
+        dataclasses.replace(row, ours=row.ours.removeprefix(f"{part}/")) for row in rows if row.ours.startswith(part)
+    ]
+    return config, own, ("",)
 
 
 def save_hf(

@@ -67,6 +67,15 @@ def read_parts(hf: Mapping[str, Any]) -> tuple[ViTConfig, QFormerAdapterConfig]:
     return encoder, adapter
 
 
+def parts_alone(hf: Mapping[str, Any]) -> dict[str, tuple[Any, list[Row]]]:
+    """(config, name table) of the parts that do not depend on the decoder."""
+    encoder, adapter = read_parts(hf)
+    return {
+        "encoder": (encoder, prefixed(blip_vision.rows(encoder), theirs="vision_model.")),
+        "qformer": (adapter.qformer, prefixed(qformer.rows(adapter.qformer), theirs="qformer.")),
+    }
+
+
 def rows(config: VLMConfig) -> list[Row]:
     """The name table."""
     assert isinstance(config.encoder, ViTConfig)
