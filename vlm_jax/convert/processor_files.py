@@ -41,6 +41,8 @@ def save_processor_hf(processor: Processor, config: VLMConfig, path: str | Path)
         named["model_max_length"] = config.decoder.context
     if tokenizer.image_id is not None:
         named["extra_special_tokens"] = {"image_token": tokenizer.id_to_piece(tokenizer.image_id)}
+        if kind == "Idefics2Processor":
+            named["extra_special_tokens"]["image_boundary_token"] = SURROUNDED["idefics2"][1]
     if kind:
         named["processor_class"] = kind
         _write(directory / "processor_config.json", {"processor_class": kind, **settings})
