@@ -1,6 +1,7 @@
 """Cached features change no bit of what is trained, and a cache is there whole or not at all."""
 
 import dataclasses
+import functools
 import json
 import os
 import shutil
@@ -19,9 +20,12 @@ from data_pipelines.tokenizers import SentencePieceConfig
 from vlm_jax.checkpoints import initialise_missing
 from vlm_jax.config import FeatureCache, load_experiment
 from vlm_jax.errors import UserError
-from vlm_jax.models.vlm import VLM
+from vlm_jax.models.adapters import MLPAdapterConfig
+from vlm_jax.models.tile_vit import TileViTConfig
+from vlm_jax.models.vlm import VLM, VLMConfig
 from vlm_jax.optim import Rule
 from vlm_jax.parallel import MeshConfig, build_mesh, use_mesh
+from vlm_jax.pictures import Tiling
 from vlm_jax.training import features as training_features
 from vlm_jax.training import recipe
 from vlm_jax.training.features import FrozenEncoder
@@ -143,6 +147,44 @@ def test_unused_slots_hold_zeros(frozen):
         features = np.asarray(FrozenEncoder(model, mesh).encode(encoder, images, np.array([[1, 0]])))
     assert features[0, 0].any()
     assert not features[0, 1].any()
+
+
+def test_tiles_are_kept_slot_by_slot_and_change_no_bit(frozen, tmp_path):
+    (stage,) = frozen.stages
+    stage = dataclasses.replace(stage, data=dataclasses.replace(stage.data, images=8))
+    tiling = Tiling(grids=((1, 1), (1, 2), (2, 2)), choose="area", fit="centre", separator=True)
+    model = dataclasses.replace(frozen.model, tiling=tiling)
+    experiment = dataclasses.replace(frozen, model=model, stages=(stage,))
+    train(experiment, tmp_path / "plain")
+    train(caching(experiment), tmp_path / "cached")
+    assert_same_run(tmp_path / "plain", tmp_path / "cached")
+    (index,) = (tmp_path / "cached").glob("features/*/0000/index.json")
+    kept = [line.split()[0] for line in json.loads(index.read_text())["pictures"]]
+    assert len(kept) == len(set(kept)) > 100
+    assert {name.partition(".")[2] for name in kept} == {"0", "1", "2", "3", "4"}
+
+
+def test_tiles_that_see_each_other_are_encoded_together(frozen):
+    encoder = TileViTConfig((8, 8), 4, ((1, 1), (1, 2), (2, 1)), 2, 16, 1, 1, 2, 32, (0,))
+    tiling = Tiling(encoder.grids, choose="canvas", fit="pad", thumbnail="none", slots=2)
+    config = VLMConfig(frozen.model.decoder, encoder, MLPAdapterConfig(layers=1), tiling)
+    model, mesh = VLM(config), build_mesh(MeshConfig())
+    images = np.random.default_rng(0).integers(0, 256, (2, 4, 8, 8, 3), np.uint8)
+    tiles = np.array([[[1, 1, 2], [2, 1, 2], [0, 1, 1], [2, 1, 1]], [[1, 2, 1], [2, 2, 1], [0, 0, 0], [0, 0, 0]]])
+    ids = np.array([[1, 1, 2, 2], [1, 1, 0, 0]])
+    with use_mesh(mesh):
+        params = {"encoder": initialise_missing(model, mesh, 0)["encoder"]}
+        frozen_encoder = FrozenEncoder(model, mesh)
+        features = np.asarray(frozen_encoder.encode(params, images, ids, tiles))
+        encode = jax.jit(functools.partial(model.apply, method="encode"))
+        whole = encode({"params": params}, images.reshape(8, 8, 8, 3), tiles.reshape(8, 3))
+        other = images.copy()
+        other[0, 1] = 255 - other[0, 1]
+        changed = np.asarray(frozen_encoder.encode(params, other, ids, tiles))
+    np.testing.assert_allclose(features[:, :2], np.asarray(whole).reshape(features.shape)[:, :2], rtol=1e-5, atol=1e-5)
+    assert not features[1, 2:].any()
+    assert np.abs(changed[0, 0] - features[0, 0]).max() > 1e-4
+    np.testing.assert_array_equal(changed[0, 2:], features[0, 2:])
 
 
 @pytest.mark.usefixtures("no_steps")
