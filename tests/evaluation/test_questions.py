@@ -2,6 +2,7 @@ import json
 
 import pytest
 
+from data_pipelines.images import BadImage
 from data_pipelines.quarantine import Quarantine
 from data_pipelines.sources import EasyVQA, JSONLines, open_source
 from vlm_jax.errors import UserError
@@ -28,6 +29,17 @@ def test_what_cannot_be_asked_is_quarantined_with_its_reason(lab):
     assert reasons[2] == "no question"
     with pytest.raises(UserError, match="4 of 12 records are unusable"):
         list_questions(lab.Source(bad_records=(1, 2, 3, 4)), Quarantine())
+
+
+def test_a_picture_that_the_model_does_not_take_is_quarantined_and_named(lab):
+    def refuse_the_first(image):
+        if image == lab.picture(0):
+            raise BadImage("4 x 4 pixels take a grid that is not there")
+
+    quarantine = Quarantine(limit=0.2)
+    questions = list_questions(lab.Source(), quarantine, check_picture=refuse_the_first)
+    assert len({question.picture for question in questions}) == 11
+    assert quarantine.reasons() == {("colors", "colors/test/0"): "4 x 4 pixels take a grid that is not there"}
 
 
 def test_a_caption_in_a_language_without_a_request_is_quarantined(tmp_path):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from data_pipelines.examples import Example, Text
+from data_pipelines.images import BadImage
 from data_pipelines.template import Processor
 from vlm_jax.batch import Batch
 from vlm_jax.errors import UserError
@@ -164,3 +165,15 @@ def test_a_processor_that_cuts_otherwise_is_refused(tiled):
     other = dataclasses.replace(tiled.config.pictures, tiling=Tiling(grids_up_to(2)))
     with pytest.raises(UserError, match=r"treat pictures differently \(tiling"):
         Engine(tiled.config, tiled.params, dataclasses.replace(tiled.processor, pictures=other))
+
+
+@pytest.mark.parametrize("tiled", ["marks"], indirect=True)
+def test_a_picture_that_suits_no_grid_is_named(tiled):
+    config = dataclasses.replace(tiled.config, tiling=Tiling(((1, 4),), choose="cover"), adapter=MLPAdapterConfig())
+    sizes = (config.image_size, config.prompt_tokens, config.pictures)
+    processor = dataclasses.replace(tiled.processor, prompt_tokens=sizes[1], pictures=sizes[2])
+    engine = Engine(config, tiled.params, processor)
+    engine.check_picture(shown(20, 100))
+    for ask in (engine.check_picture, lambda image: engine.check(Request(question("да", [image])))):
+        with pytest.raises(BadImage, match=r"100 x 20 pixels .* take a grid of 4 x 1 tiles, which is not among the 1"):
+            ask(shown(100, 20))

@@ -2,7 +2,7 @@
 
 import collections
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -16,6 +16,9 @@ from data_pipelines.sources import Source, SourceConfig, open_source
 
 Ask = Literal["questions", "captions"]
 """What a record is asked for."""
+
+Check = Callable[[Image], object]
+"""Raises BadImage at a picture that cannot be shown to a model."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +40,11 @@ class Question:
 
 
 def list_questions(
-    source: Source, quarantine: Quarantine | None = None, *, check_pictures: bool = True, ask: Ask = "questions"
+    source: Source,
+    quarantine: Quarantine | None = None,
+    *,
+    check_picture: Check | None = image_functions.decode,
+    ask: Ask = "questions",
 ) -> list[Question]:
     """All questions, in the source's order.
 
@@ -45,7 +52,8 @@ def list_questions(
         source: lists records with questions, or pictures with captions.
         quarantine: where records go that cannot be read, have no question, or whose picture cannot be decoded; None
             leaves them out (for counting answers, where nothing is measured on them).
-        check_pictures: decode every picture once, so that a bad one is met here and not in the middle of generation.
+        check_picture: called with every picture once, so that a bad one is met here and not in the middle of
+            generation; None = pictures are not looked at.
         ask: "captions" makes a request for a caption of every caption, of type 'caption'.
 
     Raises:
@@ -58,7 +66,7 @@ def list_questions(
         if quarantine is not None:
             quarantine.met(source.name)
         try:
-            questions += _questions_of(source[index], check_pictures, ask)
+            questions += _questions_of(source[index], check_picture, ask)
         except (BadRecord, BadImage) as error:
             if quarantine is not None:
                 record_id = getattr(error, "record_id", "") or f"{source.name}[{index}]"
@@ -66,14 +74,14 @@ def list_questions(
     return questions
 
 
-def _questions_of(record: Mapping[str, Any], check_picture: bool, ask: Ask) -> list[Question]:
+def _questions_of(record: Mapping[str, Any], check_picture: Check | None, ask: Ask) -> list[Question]:
     entries = record.get("questions") or () if ask == "questions" else _requests(record)
     if not entries:
         raise BadRecord(f"no {ask.removesuffix('s')}", record["id"])
     image = record.get("image")
-    if check_picture and image is not None:
+    if check_picture is not None and image is not None:
         try:
-            image_functions.decode(image)
+            check_picture(image)
         except BadImage as error:
             raise BadRecord(str(error), record["id"]) from None
     return [Question(f"{record['id']}#{number}", record["id"], image, entry) for number, entry in enumerate(entries)]
@@ -124,7 +132,7 @@ def majority_answers(
         (language, type) -> answer, for every kind in `questions`; '' for one that training does not have.
     """
     training = training_source(config)
-    counted = questions if training is None else list_questions(open_source(training), check_pictures=False, ask=ask)
+    counted = questions if training is None else list_questions(open_source(training), check_picture=None, ask=ask)
     counts: dict[tuple[str, str], collections.Counter[str]] = collections.defaultdict(collections.Counter)
     for question in counted:
         counts[question.kind][question.record["answer"]] += 1

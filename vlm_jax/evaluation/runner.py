@@ -4,10 +4,11 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from data_pipelines.examples import Example, Image
+from data_pipelines.images import decode
 from data_pipelines.quarantine import Quarantine
 from data_pipelines.sources import SourceConfig, open_source
 from vlm_jax.evaluation.metrics import METRICS
-from vlm_jax.evaluation.questions import Ask, Question, choose, list_questions, majority_answers, wrong_images
+from vlm_jax.evaluation.questions import Ask, Check, Question, choose, list_questions, majority_answers, wrong_images
 from vlm_jax.evaluation.results import Answer, TaskResult, summarise
 from vlm_jax.generation import question as as_prompt
 from vlm_jax.generation.requests import Score
@@ -63,6 +64,7 @@ def evaluate(
     baseline: Model | None = None,
     quarantine: Quarantine | None = None,
     progress: Progress | None = None,
+    check_picture: Check = decode,
 ) -> TaskResult:
     """Generates an answer to every question of the task's source and scores it.
 
@@ -80,12 +82,14 @@ def evaluate(
         baseline: another model to ask the same.
         quarantine: counts records that cannot be used; one in memory, with the usual limit, if None is given.
         progress: called as answers come.
+        check_picture: called with every picture first: a model that cuts pictures refuses those that suit no grid.
 
     Raises:
         UserError: if no question is usable, or too many records are not.
     """
     account = Quarantine() if quarantine is None else quarantine
-    questions = choose(list_questions(open_source(task.source), account, ask=task.ask), task.limit, seed)
+    listed = list_questions(open_source(task.source), account, check_picture=check_picture, ask=task.ask)
+    questions = choose(listed, task.limit, seed)
 
     def answer(who: Model, what: str, prompts: Sequence[Example]) -> list[str]:
         report = None if progress is None else lambda done, total: progress(what, done, total)

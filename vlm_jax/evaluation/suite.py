@@ -54,6 +54,7 @@ def run_suite(
                         baseline=_engine(task.baseline, evaluation.rows) if task.baseline else None,
                         quarantine=quarantine,
                         progress=_Show(display),
+                        check_picture=engine.check_picture,
                     )
                 )
     write_results(output, str(model.directory), results)

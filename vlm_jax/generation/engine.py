@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.examples import Example, Text
+from data_pipelines import images as image_functions
+from data_pipelines.examples import Example, Image, Text
 from data_pipelines.template import Processor, Rendered
 from vlm_jax.batch import Batch
 from vlm_jax.errors import UserError
@@ -220,6 +221,16 @@ class Engine:
         """
         for image, cut in distinct([self._rendered(request)]).items():
             self.processor.slots(image, cut)
+
+    def check_picture(self, image: Image) -> None:
+        """Whether a picture can be shown to the model.
+
+        Raises:
+            BadImage: if it cannot be decoded, or the model cuts pictures and has no grid for it.
+        """
+        image_functions.decode(image)
+        if self.config.encoder is not None:
+            self.processor.cut(image)
 
     def count_tokens(self, prompt: Example) -> int:
         """The prompt's length in tokens, visual ones included."""
