@@ -153,8 +153,10 @@ def texts(split: Literal["train", "validation"], characters: int, weight: float 
     """Text without pictures: questions about shapes in words, and prose."""
     suffix = "" if split == "train" else f"_{split}"
     return (
-        MixtureEntry(ShapeTexts(split, name=f"shape_texts{suffix}"), Instruct(questions=4), weight=0.5 * weight),
-        MixtureEntry(PythonTopics(split, characters, name=f"python_topics{suffix}"), TextOnly(), weight=0.5 * weight),
+        MixtureEntry(ShapeTexts(split, name=f"shape_texts{suffix}"), Instruct(questions=4), weight=0.65 * weight),
+        MixtureEntry(
+            PythonTopics(split, characters, name=f"python_topics{suffix}"), TextOnly("refuse"), weight=0.35 * weight
+        ),
     )
 
 
@@ -227,7 +229,7 @@ def arm(size: Size, adapter: AdapterConfig) -> Experiment:
                     (
                         MixtureEntry(asked, Instruct(questions=4), weight=0.6),
                         MixtureEntry(described, Captions(), weight=0.2),
-                        *texts("train", 160, weight=0.2),
+                        *texts("train", 110, weight=0.2),
                     ),
                     words=96,
                 ),
