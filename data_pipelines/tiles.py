@@ -260,8 +260,8 @@ def pixels_of(
         laid = black
     slots = np.zeros((cut.slots, *tile, 3), np.uint8)
     (rows, columns), (height, width) = cut.grid, tile
-    tiles = laid.reshape(rows, height, columns, width, 3).swapaxes(1, 2)
-    slots[cut.first_tile : cut.first_tile + rows * columns] = tiles.reshape(-1, height, width, 3)
+    tiles = slots[cut.first_tile : cut.first_tile + rows * columns].reshape(rows, columns, height, width, 3)
+    tiles[:] = laid.reshape(rows, height, columns, width, 3).swapaxes(1, 2)
     if cut.thumbnail_slot is not None and not cut.whole:
         of, how = (laid, squash) if tiling.choose == "cover" else (pixels, preprocessing)
         slots[cut.thumbnail_slot] = image_functions.resize(of, tile, how)

@@ -65,7 +65,7 @@ def visual_title(batch: Batch, row: int, visual: int, processor: Processor) -> s
         return title
     if tiling.separator and (number or place == processor.prompt_tokens - 1):
         return f"{title} tiles"
-    return f"{title} tile {number} of {rows} × {columns}" if number else f"{title} thumbnail"
+    return f"{title} tile {number}/{rows * columns}" if number else f"{title} thumbnail"
 
 
 def seen_pictures(batch: Batch, row: int, position: int) -> str:

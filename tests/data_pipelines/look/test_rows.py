@@ -254,7 +254,7 @@ def test_tiles_are_shown_as_they_lie_and_named(tiny, processor, separator):
         np.testing.assert_array_equal(thumbnail, batch.images[0, 6 * picture + 4])
         np.testing.assert_array_equal(tiles, batch.images[0, 6 * picture : 6 * picture + 4])
     assert "2 × 2 tiles, 1 black" in page
-    titles = ["picture 2 tiles × 14"] if separator else [f"picture 2 tile {n} of 2 × 2 × 3" for n in (1, 2, 3, 4)]
+    titles = ["picture 2 tiles × 14"] if separator else [f"picture 2 tile {n}/4 × 3" for n in (1, 2, 3, 4)]
     for title in (*titles, "picture 2 thumbnail × 3"):
         assert title in page
         assert title in text
