@@ -30,12 +30,17 @@ def visible_ranges(example: Rendered, rule: Visible) -> Int32[np.ndarray, "L 2"]
     if not example.cuts:
         return ranges
     borders = np.cumsum([0, *(cut.slots for cut in example.cuts)]).astype(np.int32)
-    trunk = np.flatnonzero(example.branch_ids == 0)
-    for branch in range(int(example.branch_ids.max(initial=0)) + 1):
+    in_branch = example.branch_ids > 0
+    trunk = np.flatnonzero(~in_branch)
+    along = _along(example.pictures[trunk], rule, borders)
+    ranges[trunk] = along
+    if not (example.pictures[in_branch] >= 0).any():
+        ranges[in_branch] = along[-1] if len(along) else 0
+        return ranges
+    for branch in range(1, int(example.branch_ids.max()) + 1):
         own = np.flatnonzero(example.branch_ids == branch)
-        path = np.concatenate([trunk, own]) if branch else own
-        found = _along(example.pictures[path], rule, borders)
-        ranges[own] = found[len(path) - len(own) :]
+        found = _along(example.pictures[np.concatenate([trunk, own])], rule, borders)
+        ranges[own] = found[len(trunk) :]
     return ranges
 
 

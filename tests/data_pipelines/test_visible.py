@@ -103,13 +103,18 @@ def test_positions_see_exactly_the_pictures_of_the_rule(shown, rule):
         assert seen(ranges[position].tolist(), shown) == seen_by_hand(shown, position, rule)
 
 
-def test_pictures_of_a_branch_are_its_own_only():
-    """As where a template writes the pictures again in every branch."""
-    shown = example([-1], [[0, 1, -1], [0, 1, -1]], (2, 1))
-    for rule in RULES:
-        ranges = visible_ranges(shown, rule)
-        for position in range(shown.length):
-            assert seen(ranges[position].tolist(), shown) == seen_by_hand(shown, position, rule)
+@given(examples(), st.integers(1, 3), st.lists(st.integers(1, 3), min_size=1, max_size=3), st.sampled_from(RULES))
+@settings(max_examples=100, deadline=None)
+def test_pictures_of_a_branch_are_its_own_only(trunk, copies, gaps, rule):
+    """As where a template writes pictures again in every branch; some of them may stand in the trunk before."""
+    common = trunk.pictures[trunk.branch_ids == 0].tolist()
+    count = len(trunk.cuts)
+    own = [position for k, gap in enumerate(gaps) for position in (*[count + k] * gap, *[-1] * (gap - 1))]
+    slots = tuple(cut.slots for cut in trunk.cuts) + (2,) * len(gaps)
+    shown = example(common, [[*own, -1]] * copies, slots)
+    ranges = visible_ranges(shown, rule)
+    for position in range(shown.length):
+        assert seen(ranges[position].tolist(), shown) == seen_by_hand(shown, position, rule)
 
 
 def test_as_drawn_where_the_rules_are_defined():
