@@ -4,8 +4,9 @@
                    index.json     shape, dtype, and for each picture "digest checksum"
               0001/…             what a later stage added
 
-A picture is known by the digest of its file's bytes, so paths may change and copies are kept once. A part gets its name
-when it is whole: what a killed process was writing ends in `.partial` and is thrown away by the next writer.
+A picture is known by the digest of its file's bytes, so paths may change and copies are kept once; each slot of one
+that is cut is kept by itself, as "digest.slot". A part gets its name when it is whole: what a killed process was
+writing ends in `.partial` and is thrown away by the next writer.
 """
 
 import dataclasses

@@ -198,6 +198,22 @@ def test_pictures_that_cannot_be_cut_or_seen_are_quarantined_by_name(tiny, proce
     )
 
 
+@pytest.mark.parametrize("rule", ["last", "group"])
+def test_a_picture_that_no_text_may_see_is_quarantined_by_name(tiny, processor, rule):
+    """The tiny kind's pictures stand side by side."""
+    blind = cutting(processor, Tiling(grids=((1, 2),)), n=0, visible=rule)
+    quarantine = Quarantine(limit=1.0)
+    got, _ = take(tiny(tiny.Source(records=12), images=12), blind, 6, quarantine=quarantine)
+    shown = {name for _, info in got for row in info.example_ids for name in row}
+    unseen = {f"tiny/{n}" for n in range(12) if rule == "last" and n % 3 == 2}
+    assert shown == {f"tiny/{n}" for n in range(12)} - unseen
+    assert {record for _, record in quarantine.reasons()} == unseen
+    assert all("no text may see picture 1 of 2: with visible 'last'" in why for why in quarantine.reasons().values())
+    for batch, _ in got:
+        assert batch.visual_index is None
+        assert (batch.visible_images[batch.segment_ids == 0] == 0).all()
+
+
 def test_rows_hold_whole_pictures(tiny, processor):
     with pytest.raises(UserError, match=r"data.images is 10, but every picture takes 4 image slots .*a multiple of 4"):
         make_loader(stage(tiny, images=10), cutting(processor, dataclasses.replace(TILING, slots=4)), seed=0)
