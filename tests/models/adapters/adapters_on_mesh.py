@@ -59,26 +59,32 @@ def batch_for(config, rows=8, length=32):
     return Batch(**arrays)
 
 
-def run(name, mesh_config, steps=2):
-    """(losses, parameters by name, how many parameters of the adapter are spread over devices)."""
-    config, mesh = with_adapter(vlm_mu(), name), build_mesh(mesh_config)
-    model = VLM(config)
+def train(config, mesh_config, batches, optimizer_config=OPTIMIZER, steps=100):
+    """A few steps from random parameters: (losses, parameters before, state after)."""
+    mesh, model = build_mesh(mesh_config), VLM(config)
     with use_mesh(mesh):
         params = initialise_missing(model, mesh, seed=0)
-        rules = assign_rules(OPTIMIZER.table, params)
-        optimizer = build_optimizer(OPTIMIZER, rules, 10)
+        before = jax.tree.map(np.asarray, params)
+        rules = assign_rules(optimizer_config.table, params)
+        optimizer = build_optimizer(optimizer_config, rules, steps)
         state = create_state(params, rules, optimizer, "float32", mesh)
         step = functools.partial(
             train_step,
-            objective=lambda p, part: next_token_objective(model.apply, p, part, 1),
+            objective=lambda p, part: next_token_objective(model.apply, p, part, 2),
             optimizer=optimizer,
-            rate=OPTIMIZER.schedule.build(10),
+            rate=optimizer_config.schedule.build(steps),
         )
-        step, batch = compile_step(step, state), jax.device_put(batch_for(config), batch_sharding(mesh))
-        losses = []
-        for _ in range(steps):
-            state, metrics = step(state, batch)
+        step, losses = compile_step(step, state), []
+        for batch in batches:
+            state, metrics = step(state, jax.device_put(batch, batch_sharding(mesh)))
             losses.append(float(metrics["loss"]))
+    return losses, before, state
+
+
+def run(name, mesh_config):
+    """(losses of two steps, parameters by name, how many parameters of the adapter are spread over devices)."""
+    config = with_adapter(vlm_mu(), name)
+    losses, _, state = train(config, mesh_config, [batch_for(config)] * 2)
     flat = traverse_util.flatten_dict(state.params, sep="/")
     shared = sum(
         leaf.addressable_shards[0].data.size < leaf.size for key, leaf in flat.items() if key.startswith("adapter/")

@@ -3,6 +3,7 @@
 """
 
 import dataclasses
+import itertools
 import json
 import os
 import shutil
@@ -12,19 +13,20 @@ import typing
 from pathlib import Path
 from types import SimpleNamespace
 
+import adapters_on_mesh
 import jax
 import numpy as np
 import pytest
-from adapters_on_mesh import SHARDED, run
 from flax import traverse_util
 
+from data_pipelines.images import ImagePreprocessing
 from data_pipelines.kinds import Captions, Interleaved
 from data_pipelines.loader import make_loader
 from data_pipelines.mixture import DataConfig, MixtureEntry
 from data_pipelines.prepare.shards import write_set
 from data_pipelines.sources import ArrayRecords, EasyVQA, open_source
-from data_pipelines.tokenizers import SentencePieceConfig
-from vlm_jax.checkpoints.reference import load_model
+from data_pipelines.template import Processor, TemplateConfig
+from data_pipelines.tokenizers import SentencePieceConfig, train_sentencepiece
 from vlm_jax.config import Checkpoints, Experiment, Stage
 from vlm_jax.generation import Engine, question
 from vlm_jax.generation.batches import prompt_batch
@@ -36,6 +38,7 @@ from vlm_jax.parallel import MeshConfig
 from vlm_jax.training.recipe import train
 
 STEPS, NEW = 10, 5
+RESUMED = ("qformer", "hybrid")
 MODELS = {name: with_adapter(vlm_mu(), name) for name in ADAPTERS}
 MODELS |= {
     kind.__name__: dataclasses.replace(vlm_mu(), adapter=kind())
@@ -77,50 +80,67 @@ def segments(record):
     return [{"image": record["image"]}, {"text": record["captions"][0]["text"]}]
 
 
+@pytest.fixture(scope="module")
+def tokenizer(stage):
+    """Of the captions."""
+    source = open_source(stage.data.mixture[1].source)
+    texts = [caption["text"] for n in range(len(source)) for caption in source[n]["captions"]]
+    return train_sentencepiece(texts, SentencePieceConfig(vocabulary_size=300))
+
+
 @pytest.fixture(scope="module", params=MODELS)
-def trained(request, stage, tmp_path_factory):
-    """A finished run of one adapter: its experiment, workdir and model."""
-    experiment = Experiment(
-        request.param,
-        MODELS[request.param],
-        (stage,),
-        tokenizer=SentencePieceConfig(vocabulary_size=300),
-        checkpoints=Checkpoints(every=STEPS // 2),
-        log_every=1,
+def trained(request, stage, tokenizer):
+    """A model after a few steps on packed rows: what went in and what came out."""
+    config = MODELS[request.param]
+    processor = Processor(
+        tokenizer, TemplateConfig(), ImagePreprocessing(), config.image_size, config.prompt_tokens, config.pictures
     )
-    workdir = tmp_path_factory.mktemp(request.param) / "run"
-    train(experiment, workdir)
-    return SimpleNamespace(experiment=experiment, workdir=workdir, model=load_model(str(workdir)))
+    loader = make_loader(stage, processor, seed=0)
+    batches = [batch for batch, _ in itertools.islice(loader, STEPS)]
+    loader.close()
+    losses, before, state = adapters_on_mesh.train(config, MeshConfig(), batches, stage.optimizer)
+    return SimpleNamespace(
+        config=config,
+        processor=processor,
+        batch=batches[0],
+        losses=losses,
+        before=before,
+        state=state,
+        params=state.params,
+    )
 
 
-def step_file(workdir, name, step=STEPS):
-    return (workdir / "checkpoints" / "mixed" / str(step) / "files" / name).read_bytes()
+def leaves(tree):
+    return traverse_util.flatten_dict(tree, sep="/")
 
 
 def test_the_loss_falls_and_every_parameter_of_the_adapter_moves_but_none_of_the_frozen_encoder(trained):
-    lines = [json.loads(line) for line in (trained.workdir / "metrics.jsonl").read_text().splitlines()]
-    assert np.mean([line["loss"] for line in lines[-3:]]) < lines[0]["loss"] - 0.5
-    before, after = (json.loads(step_file(trained.workdir, "checksums.json", step)) for step in (STEPS // 2, STEPS))
-    moved = {name for name in before if before[name] != after[name]}
-    parameters = {
-        f"params/{name}" for name in traverse_util.flatten_dict(trained.model.params, sep="/") if name[:8] == "adapter/"
-    }
-    assert parameters
-    assert parameters <= moved
-    assert not [name for name in moved if name.startswith("params/encoder/")]
-    optimizer = [name for name in after if name.startswith("optimizer/")]
-    assert any("adapter" in name for name in optimizer)
-    assert not any("encoder" in name for name in optimizer)
+    assert np.mean(trained.losses[-3:]) < trained.losses[0] - 0.5
+    before, after = leaves(trained.before), leaves(trained.params)
+    moved = {name for name in before if not np.array_equal(before[name], after[name])}
+    own = {name for name in before if name.startswith("adapter/")}
+    assert own
+    assert own <= moved
+    assert set(leaves(trained.state.frozen)) == {name for name in before if name.startswith("encoder/")}
+    assert not [name for name in moved if name.startswith("encoder/")]
+    moments = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(trained.state.optimizer)]
+    assert any("adapter" in name for name in moments)
+    assert not any("encoder" in name for name in moments)
 
 
-@pytest.mark.parametrize("trained", SHARDED, indirect=True)
-def test_a_resumed_run_ends_at_the_same_bits(trained, tmp_path):
-    workdir = tmp_path / "run"
-    shutil.copytree(trained.workdir, workdir)
-    shutil.rmtree(workdir / "checkpoints" / "mixed" / str(STEPS))
-    train(trained.experiment, workdir)
-    for name in ("checksums.json", "data.json"):
-        assert step_file(workdir, name) == step_file(trained.workdir, name)
+@pytest.mark.parametrize("name", RESUMED)
+def test_a_resumed_run_ends_at_the_same_bits(name, stage, tmp_path):
+    stage = dataclasses.replace(stage, steps=4)
+    tokens, often = SentencePieceConfig(vocabulary_size=300), Checkpoints(every=2)
+    experiment = Experiment(name, MODELS[name], (stage,), tokenizer=tokens, checkpoints=often)
+    straight, resumed = tmp_path / "straight", tmp_path / "resumed"
+    train(experiment, straight)
+    shutil.copytree(straight, resumed)
+    shutil.rmtree(resumed / "checkpoints" / "mixed" / "4")
+    train(experiment, resumed)
+    for file in ("checksums.json", "data.json"):
+        at = f"checkpoints/mixed/4/files/{file}"
+        assert (resumed / at).read_bytes() == (straight / at).read_bytes()
 
 
 def owners(config, batch):
@@ -139,11 +159,8 @@ def owners(config, batch):
     return found
 
 
-def test_pictures_of_an_example_reach_nothing_of_the_others_in_its_row(trained, stage):
-    config, params = trained.model.config, trained.model.params
-    loader = make_loader(stage, trained.model.processor, seed=1)
-    batch, _ = next(loader)
-    loader.close()
+def test_pictures_of_an_example_reach_nothing_of_the_others_in_its_row(trained):
+    config, params, batch = trained.config, trained.params, trained.batch
     forward = jax.jit(lambda batch: VLM(config).apply({"params": params}, batch).logits)
     before, belongs = np.asarray(forward(batch)), owners(config, batch)
     assert all(len(found) == (batch.image_ids[place] > 0) for place, found in belongs.items())
@@ -179,18 +196,14 @@ def extended(rendered, tokens):
 
 
 def test_generation_is_the_argmax_of_the_full_forward(trained, stage):
-    model = trained.model
-    config, processor = model.config, model.processor
-    pictures = [
-        segment["image"] for n in (0, 1) for segment in open_source(stage.data.mixture[0].source)[n]["segments"][:1]
-    ]
-    engine = Engine(config, model.params, processor)
-    prompt = question("a red", pictures)
+    config, processor, params = trained.config, trained.processor, trained.params
+    pages = open_source(stage.data.mixture[0].source)
+    engine = Engine(config, params, processor)
+    prompt = question("a red", [pages[n]["segments"][0]["image"] for n in (0, 1)])
     rendered = engine.render(prompt)
-    slots = np.concatenate(
-        [processor.slots(image, cut) for image, cut in zip(rendered.images, rendered.cuts, strict=True)]
-    )
-    forward = jax.jit(lambda batch: VLM(config).apply({"params": model.params}, batch).logits)
+    cut = zip(rendered.images, rendered.cuts, strict=True)
+    slots = np.concatenate([processor.slots(*picture) for picture in cut])
+    forward = jax.jit(lambda batch: VLM(config).apply({"params": params}, batch).logits)
     new: list[int] = []
     for _ in range(NEW):
         whole = extended(rendered, new)
@@ -213,10 +226,10 @@ def on_eight_devices(tmp_path_factory):
     return out
 
 
-@pytest.mark.parametrize("name", SHARDED)
+@pytest.mark.parametrize("name", adapters_on_mesh.SHARDED)
 def test_sharded_equals_unsharded(name, on_eight_devices):
     found = json.loads((on_eight_devices / f"{name}.json").read_text())
-    losses, params, _ = run(name, MeshConfig())
+    losses, params, _ = adapters_on_mesh.run(name, MeshConfig())
     np.testing.assert_allclose(found["losses"], losses, rtol=1e-5)
     assert found["shared"] > 0
     with np.load(on_eight_devices / f"{name}.npz") as sharded:
