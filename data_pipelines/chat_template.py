@@ -37,6 +37,7 @@ class ChatTemplate:
     bidirectional_images: the visual tokens of one picture see each other in both directions.
     first_position: position of the first token.
     adds_bos: a text that does not open with the tokenizer's <bos> gets one in front, as processors of VLMs do it.
+    pictures_first: pictures stand before the text, which begins behind them as if there were none (BLIP-2).
     date: for templates that write the date, YYYY-MM-DD; where empty it is today's, and tomorrow's training differs.
     """
 
@@ -50,6 +51,7 @@ class ChatTemplate:
     adds_bos: bool = False
     date: str = ""
     image_joined: bool = False
+    pictures_first: bool = False
 
     def writer(self, tokenizer: Tokenizer) -> ChatWriter:
         """The template with the texts of the tokenizer's tokens."""
@@ -127,7 +129,7 @@ def _shown(example: Example, tokenizer: Tokenizer, template: ChatTemplate, place
     if tokenizer.image_id is None and example.images:
         raise UserError("the tokenizer has no token for a picture's place; add one by with_image_token")
     around = (template.image_before, template.image_after)
-    return Shown(tuple(places), *around, template.bidirectional_images, template.image_joined)
+    return Shown(tuple(places), *around, template.bidirectional_images, template.image_joined, template.pictures_first)
 
 
 def _linear(

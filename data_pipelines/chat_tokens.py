@@ -27,6 +27,8 @@ class Shown:
     bidirectional: bool = False
     joined: bool = False
     """`ChatTemplate.image_joined`."""
+    first: bool = False
+    """`ChatTemplate.pictures_first`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,7 +132,7 @@ def linear(
         for (_, stop), is_learned, id in zip(words, learned, closing, strict=True)
         if add_end and is_learned and id is not None
     ]
-    tokens = list(_tokens(stretches, tokenizer, ends))
+    tokens = list(_tokens(stretches, tokenizer, ends, pictures.first))
     bos = tokenizer.bos_id
     if add_bos and bos is not None and not (tokens and tokens[0].control and tokens[0].id == bos):
         tokens.insert(0, _Token(bos, 0, 0, control=True))
@@ -188,7 +190,9 @@ def _stretches(pieces: Sequence[Piece], turns: int, pictures: Shown) -> tuple[li
     return stretches, words
 
 
-def _tokens(stretches: Sequence[_Stretch], tokenizer: Tokenizer, ends: Sequence[Found]) -> Iterator[_Token]:
+def _tokens(
+    stretches: Sequence[_Stretch], tokenizer: Tokenizer, ends: Sequence[Found], pictures_first: bool
+) -> Iterator[_Token]:
     image_id = tokenizer.image_id or 0
     for stretch in stretches:
         if stretch.run is not None:
@@ -199,18 +203,21 @@ def _tokens(stretches: Sequence[_Stretch], tokenizer: Tokenizer, ends: Sequence[
         inside = [f for f in ends if stretch.start < f.start <= stretch.end]
         at = stretch.start
         for start, end, id in sorted([*found, *inside]):
-            yield from _run(stretch, at, start, tokenizer)
+            yield from _run(stretch, at, start, tokenizer, pictures_first)
+            pictures_first &= start <= at
             yield _Token(id, start, end, control=True, picture=stretch.picture_at(start))
             at = end
-        yield from _run(stretch, at, stretch.end, tokenizer)
+        yield from _run(stretch, at, stretch.end, tokenizer, pictures_first)
+        pictures_first &= stretch.end <= at
 
 
-def _run(stretch: _Stretch, start: int, end: int, tokenizer: Tokenizer) -> Iterator[_Token]:
+def _run(stretch: _Stretch, start: int, end: int, tokenizer: Tokenizer, first: bool) -> Iterator[_Token]:
+    """Tokens of some characters; `first` = the text begins here, whatever stands before."""
     if start >= end:
         return
     text = stretch.text[start - stretch.start : end - stretch.start]
     # A picture before the first text has no characters here, so its stretch begins at 0 too, but not the sequence.
-    ids, spans = tokenizer.encode_run(text, first=start == 0 and stretch.run is None)
+    ids, spans = tokenizer.encode_run(text, first=first or (start == 0 and stretch.run is None))
     for id, (a, b) in zip(ids, spans, strict=True):
         yield _Token(id, start + a, start + b, picture=stretch.picture_at(start + a) if stretch.marks else -1)
 

@@ -24,6 +24,21 @@ SURROUNDED = {
 JOINED = ("idefics2",)
 """Those that put them once between two pictures that touch (`ChatTemplate.image_joined`)."""
 
+PICTURES_FIRST = ("blip-2", "instructblip")
+"""Those that know no turns, and put pictures first, before <bos> too."""
+
+_PICTURES_FIRST = """{%- for message in messages if message['content'] is not string -%}
+  {%- for part in message['content'] if part['type'] == 'image' -%}{{- IMAGE -}}{%- endfor -%}
+{%- endfor -%}
+{{- BOS -}}
+{%- for message in messages -%}
+  {%- if message['content'] is string -%}{{- message['content'] -}}
+  {%- else -%}
+    {%- for part in message['content'] if part['type'] == 'text' -%}{{- part['text'] -}}{%- endfor -%}
+  {%- endif -%}
+{%- endfor -%}
+"""
+
 _CONTROL = """{{- bos_token -}}
 {%- for message in messages -%}
   {%- if message['content'] is not string -%}
@@ -92,6 +107,12 @@ def chat_program(template: Template, tokenizer: Tokenizer, surrounds_pictures: b
     if tokenizer.image_id is None:
         return template.jinja
     return _filled(_PICTURES_AS_TEXT, {"IMAGE": template.image.join(around)}) + template.jinja
+
+
+def pictures_first(tokenizer: Tokenizer) -> str:
+    """The Jinja program of `PICTURES_FIRST`: what is said, one after another, behind all pictures."""
+    ids = {"IMAGE": tokenizer.image_id, "BOS": tokenizer.bos_id if tokenizer.adds_bos else None}
+    return _filled(_PICTURES_FIRST, {name: "" if id is None else tokenizer.id_to_piece(id) for name, id in ids.items()})
 
 
 def layout_of(processor: Processor) -> PromptLayout:

@@ -129,7 +129,8 @@ def _longest_first(plain: Mapping[str, Any], filtered: Any, where: str) -> tuple
 def _longest_both(plain: Mapping[str, Any], filtered: Any, where: str) -> tuple[tuple[int, int], ImagePreprocessing]:
     """Idefics 2: a picture keeps its shape, between two edges; here each has the longer one both ways."""
     size = plain.get("size", {"shortest_edge": 378, "longest_edge": 980})
-    shortest, longest = (size.get(name) for name in ("shortest_edge", "longest_edge"))
+    sides = size if isinstance(size, Mapping) else {}
+    shortest, longest = (sides.get(name) for name in ("shortest_edge", "longest_edge"))
     if type(shortest) is not int or type(longest) is not int or not 1 <= shortest <= longest:
         raise UserError(f"{where}: size is {size!r}; it must have a shortest_edge and a longest_edge in pixels")
     return (longest, longest), ImagePreprocessing("squash", filtered)
@@ -222,12 +223,12 @@ def covering_processor(config: VLMConfig) -> ImageProcessor | None:
 
 
 def usual_preprocessing(config: EncoderConfig) -> ImagePreprocessing:
-    """How the published models of an encoder's kind have their pictures: SigLIP squashed, others cropped; tiles are
-    cut from what is laid on a canvas.
+    """How the published models of an encoder's kind have their pictures: SigLIP and BLIP squashed, others cropped;
+    tiles are cut from what is laid on a canvas.
     """
     if isinstance(config, TileViTConfig):
         return ImagePreprocessing("squash", "pillow_bilinear")
-    if isinstance(config, ViTConfig) and not config.class_token:
+    if isinstance(config, ViTConfig) and (not config.class_token or config.final_norm == "both"):
         return ImagePreprocessing("squash", "pillow_bicubic")
     margin = isinstance(config, ConvNeXtConfig) or (isinstance(config, ViTConfig) and config.layer_scale)
     edge = int(min(config.image_size) * 256 / 224) if margin else 0

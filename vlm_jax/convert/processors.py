@@ -11,9 +11,10 @@ from data_pipelines.template import ChatTemplate, PrefixTemplate, Processor, Tem
 from data_pipelines.tokenizers import Tokenizer, load_tokenizer, tokenizer_from_gguf
 from data_pipelines.tokenizers.files import read_json
 from data_pipelines.tokenizers.sentencepieces import JSON_FILE, MODEL_FILE
-from vlm_jax.convert.chat_programs import JOINED, NO_TEMPLATE, SURROUNDED
+from vlm_jax.convert.chat_programs import JOINED, NO_TEMPLATE, PICTURES_FIRST, SURROUNDED, pictures_first
 from vlm_jax.convert.gguf_tensors import GGUFTensors
 from vlm_jax.convert.image_processors import encoder_processor, read_image_processor
+from vlm_jax.convert.instruction_tokenizers import instruction_tokenizer
 from vlm_jax.convert.processor_files import save_processor_hf
 from vlm_jax.errors import UserError
 from vlm_jax.models.vlm import PromptLayout, VLMConfig
@@ -120,7 +121,8 @@ def _processor(
         if end is not None and end not in tokenizer.end_ids:
             tokenizer = tokenizer.with_ids(end_ids=(*tokenizer.end_ids, end))
     images = ImagePreprocessing() if config.encoder is None else _images(directory, config)
-    return Processor(tokenizer, template, images, config.image_size, config.prompt_tokens, config.pictures)
+    asked = instruction_tokenizer(directory) if directory is not None and config.pictures.instruction else None
+    return Processor(tokenizer, template, images, config.image_size, config.prompt_tokens, config.pictures, asked)
 
 
 def _with_image_id(tokenizer: Tokenizer, id: int, where: str) -> Tokenizer:
@@ -134,6 +136,9 @@ def _template(tokenizer: Tokenizer, config: VLMConfig, program: str | None, kind
     layout = config.layout
     if layout is not None and layout.bidirectional == "prompt":
         return PrefixTemplate(first_position=layout.first_position)
+    if program is None and kind in PICTURES_FIRST:
+        first = chat_template_for(pictures_first(tokenizer), tokenizer, layout=layout)
+        return dataclasses.replace(first, pictures_first=True)
     before, after = SURROUNDED.get(kind, ("", ""))
     template = chat_template_for(
         program,
