@@ -62,6 +62,16 @@ def test_added_tokens_get_the_mean_of_the_old_rows(tiny, tmp_path, tied):
             np.testing.assert_allclose(row, np.mean(before, 0), atol=1e-6)
 
 
+def test_tokens_that_are_only_read_are_added_too(tiny, tmp_path):
+    config = dataclasses.replace(DECODER, tied_embeddings=False)
+    path = tiny_parts.write_directory(config, tmp_path / "hf")
+    found = decoder_of(path, dataclasses.replace(config, input_only_tokens=2), tiny.mesh)
+    old = tiny_parts.random_params(config)
+    np.testing.assert_array_equal(found["head"], old["head"])
+    np.testing.assert_array_equal(found["embedding"][:-2], old["embedding"])
+    np.testing.assert_allclose(found["embedding"][-1], np.mean(old["embedding"], 0), atol=1e-6)
+
+
 def test_pictures_of_another_size_and_other_ways_to_compute_are_no_difference(parts, tiny):
     larger = dataclasses.replace(ENCODER, image_size=(70, 56), remat="full")
     assert encoder_of(parts / "encoder.onnx", larger, tiny.mesh)["positions"].shape == (3, 3, 24)
