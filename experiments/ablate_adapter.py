@@ -83,7 +83,7 @@ def size_of(name: SizeName) -> Size:
             layers=2,
             blocks=2,
             rows=24,
-            steps=(150, 120),
+            steps=(100, 120),
             pictures=900,
             rate=4e-3,
         )
@@ -153,7 +153,7 @@ def texts(split: Literal["train", "validation"], characters: int, weight: float 
     """Text without pictures: questions about shapes in words, and prose."""
     suffix = "" if split == "train" else f"_{split}"
     return (
-        MixtureEntry(ShapeTexts(split, name=f"shape_texts{suffix}"), Instruct(questions=4), weight=0.65 * weight),
+        MixtureEntry(ShapeTexts(split, name=f"shape_texts{suffix}"), Instruct(questions=3), weight=0.65 * weight),
         MixtureEntry(
             PythonTopics(split, characters, name=f"python_topics{suffix}"), TextOnly("refuse"), weight=0.35 * weight
         ),
@@ -231,7 +231,7 @@ def arm(size: Size, adapter: AdapterConfig) -> Experiment:
                         MixtureEntry(described, Captions(), weight=0.2),
                         *texts("train", 110, weight=0.2),
                     ),
-                    words=96,
+                    words=104,
                 ),
                 steps=instruct,
                 optimizer=optimizer("^encoder/", size.rate / 4, warmup=10),

@@ -6,6 +6,7 @@ For runs that need some general text and nothing downloaded. The chapters are th
 import dataclasses
 import hashlib
 import re
+import textwrap
 from typing import Any, Literal
 
 from vlm_jax.errors import UserError
@@ -19,7 +20,8 @@ class PythonTopics:
     """Which chapters to list, and in pieces of what size.
 
     split: about a tenth of the chapters, chosen by their names, are 'validation'.
-    characters: a record is some paragraphs of a chapter, up to so many characters; longer paragraphs are cut.
+    characters: a record is some paragraphs of a chapter, up to so many characters; longer paragraphs are cut
+        between words.
     name: of the source.
     """
 
@@ -64,11 +66,10 @@ class PythonTopicsSource:
 
 def _pieces(text: str, characters: int) -> list[str]:
     """The text in pieces of whole paragraphs, lines joined and rulers dropped."""
-    paragraphs = [re.sub(r"\s+", " ", re.sub(r"(?m)^[*=\-~^]{3,}$", "", part)).strip() for part in text.split("\n\n")]
+    paragraphs = [re.sub(r"\s+", " ", re.sub(r"(?m)^[ \t]*[*=\-~^]{3,}$", "", part)).strip() for part in text.split("\n\n")]
     pieces: list[str] = []
     for paragraph in filter(None, paragraphs):
-        for start in range(0, len(paragraph), characters):
-            part = paragraph[start : start + characters]
+        for part in textwrap.wrap(paragraph, characters, break_on_hyphens=False):
             if pieces and len(pieces[-1]) + 1 + len(part) <= characters:
                 pieces[-1] = f"{pieces[-1]}\n{part}"
             else:
