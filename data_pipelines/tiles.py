@@ -119,13 +119,12 @@ def place_of(cut: Cut, prompt_tokens: int, pictures: Pictures) -> Place:
     """
     if pictures.tiling is None:
         return uncut(prompt_tokens)
-    place = _place(dataclasses.replace(cut, size=(0, 0)), prompt_tokens, pictures)
-    if not any(len(run.visual) for run in place.runs):
+    if cut.thumbnail_slot is None and cut.shown is not None and 0 in (cut.shown.rows, cut.shown.columns):
         raise BadImage(
             f"{cut.size[0]} x {cut.size[1]} pixels (height x width) are so narrow that no visual token would show "
             "them: cut the picture, or give the model's tiling a thumbnail"
         )
-    return place._replace(cut=cut)
+    return _place(dataclasses.replace(cut, size=(0, 0)), prompt_tokens, pictures)._replace(cut=cut)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -169,7 +168,10 @@ def _tiles(cut: Cut, prompt_tokens: int, pictures: Pictures, tiling: Tiling) -> 
 
 
 def _rows_of_tokens(cut: Cut, prompt_tokens: int, token_grid: Grid) -> Int32[np.ndarray, " n"]:
-    """The visual tokens of all tiles as one picture, without those of the black around it, a separator a row."""
+    """The visual tokens of all tiles as one picture, without those of the black around it, a separator a row.
+
+    Of a very narrow picture no column may be left, and the separators stand alone, as in LLaVA-NeXT.
+    """
     (rows, columns), (down, across) = cut.grid, token_grid
     box = cut.shown or Box(0, 0, rows * down, columns * across)
     y = np.arange(box.top, box.top + box.rows, dtype=np.int32)[:, None]
@@ -177,8 +179,6 @@ def _rows_of_tokens(cut: Cut, prompt_tokens: int, token_grid: Grid) -> Int32[np.
     slot = cut.first_tile + y // down * columns + x // across
     tokens = slot * prompt_tokens + y % down * across + x % across
     separator = (cut.thumbnail_slot or 0) * prompt_tokens + prompt_tokens - 1
-    if not tokens.size:
-        return np.zeros(0, np.int32)
     return np.concatenate([tokens, np.full((box.rows, 1), separator, np.int32)], 1).reshape(-1)
 
 

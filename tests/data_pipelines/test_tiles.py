@@ -83,8 +83,7 @@ def place_by_hand(tiling, cut, token_grid, n, prompt_slots):
         for y in range(shown.top, shown.top + shown.rows):
             for x in range(shown.left, shown.left + shown.columns):
                 place["tiles"].append(slots.index((y // h, x // w)) * n + y % h * w + x % w)
-            if shown.columns:
-                place["tiles"].append("separator")
+            place["tiles"].append("separator")
     else:
         for row in range(rows):
             for column in range(columns):
