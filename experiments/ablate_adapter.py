@@ -16,6 +16,7 @@ examples at every step.
 import dataclasses
 from typing import Literal
 
+from data_pipelines.examples import WhenLong
 from data_pipelines.kinds import Captions, Instruct, TextOnly
 from data_pipelines.mixture import DataConfig, MixtureEntry
 from data_pipelines.sources import EasyVQA, PythonTopics, ShapeTexts
@@ -149,14 +150,16 @@ def pictures(split: Literal["train", "validation", "test"], limit: int, captions
     return EasyVQA(split, pictures="described", phrasings=1, limit=limit, name=name)
 
 
-def texts(split: Literal["train", "validation"], characters: int, weight: float = 1.0) -> tuple[MixtureEntry, ...]:
+def texts(
+    split: Literal["train", "validation"], characters: int = 400, weight: float = 1.0, when_long: WhenLong = "split"
+) -> tuple[MixtureEntry, ...]:
     """Text without pictures: questions about shapes in words, and prose."""
     suffix = "" if split == "train" else f"_{split}"
+    shapes = ShapeTexts(split, name=f"shape_texts{suffix}")
+    prose = PythonTopics(split, characters, name=f"python_topics{suffix}")
     return (
-        MixtureEntry(ShapeTexts(split, name=f"shape_texts{suffix}"), Instruct(questions=3), weight=0.65 * weight),
-        MixtureEntry(
-            PythonTopics(split, characters, name=f"python_topics{suffix}"), TextOnly("refuse"), weight=0.35 * weight
-        ),
+        MixtureEntry(shapes, Instruct(questions=3), weight=0.65 * weight),
+        MixtureEntry(prose, TextOnly(when_long), weight=0.35 * weight),
     )
 
 
@@ -185,10 +188,10 @@ def decoder() -> Experiment:
         stages=(
             Stage(
                 "text",
-                DataConfig(texts("train", 400), rows=16, length=128, images=0, virtual_shards=4),
+                DataConfig(texts("train"), rows=16, length=128, images=0, virtual_shards=4),
                 steps=400,
                 optimizer=optimizer("^$", 4e-3, warmup=20),
-                validation=Validation(texts("validation", 400), every=200, batches=4),
+                validation=Validation(texts("validation"), every=200, batches=4),
             ),
         ),
         checkpoints=Checkpoints(every=200, keep_last=1),
@@ -229,7 +232,8 @@ def arm(size: Size, adapter: AdapterConfig) -> Experiment:
                     (
                         MixtureEntry(asked, Instruct(questions=4), weight=0.6),
                         MixtureEntry(described, Captions(), weight=0.2),
-                        *texts("train", 110, weight=0.2),
+                        # Where rows are of different lengths, texts must not be split where these end.
+                        *texts("train", 110, weight=0.2, when_long="refuse"),
                     ),
                     words=104,
                 ),
@@ -254,7 +258,7 @@ def study(size: SizeName = "small") -> Study:
         decoder=decoder() if size == "small" else None,
         quality="easy_vqa",
         budget=chosen.budget,
-        texts=Texts(texts("validation", 400), rows=8, length=128, batches=16),
+        texts=Texts(texts("validation"), rows=8, length=128, batches=16),
         notes="All arms have the same encoder (frozen, its features cached) and decoder, and at one seed the same "
         "examples at every step, the same optimiser, rates and number of steps.",
     )
