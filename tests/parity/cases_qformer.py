@@ -127,3 +127,9 @@ WHOLE: dict[str, Case] = {
     "instructblip_llama": whole("InstructBlip", LLAMA, instructed),
     "instructblip_qwen2": whole("InstructBlip", QWEN2, instructed, num_hidden_layers=2),
 }
+
+CASES: dict[str, Case] = {
+    **{f"qformer_{name}": case for name, case in QFORMERS.items()},
+    **{f"blip_tower_{name}": case for name, case in TOWERS.items()},
+    **WHOLE,
+}

@@ -5,17 +5,11 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from cases_qformer import QFORMERS, TOWERS, WHOLE
+from cases_qformer import CASES
 from harness import assert_same, run
 from safetensors.numpy import load_file
 
 from vlm_jax.convert import load_hf, run_hf_inputs, save_hf
-
-CASES = {
-    **{f"qformer-{name}": case for name, case in QFORMERS.items()},
-    **{f"tower-{name}": case for name, case in TOWERS.items()},
-    **{f"whole-{name}": case for name, case in WHOLE.items()},
-}
 
 
 @pytest.fixture(params=CASES)
@@ -26,24 +20,10 @@ def model(request, built):
     return case, theirs, *load_hf(directory)
 
 
-def numbers(theirs, inputs):
-    """What transformers gives, with plain numbers as such."""
-    if "query_length" not in inputs:
-        return run(theirs, inputs)
-    count = int(inputs["query_length"])
-    rest = {name: value for name, value in inputs.items() if name != "query_length"}
-    forward = theirs.forward
-    theirs.forward = lambda **given: forward(**given, query_length=count)
-    try:
-        return run(theirs, rest)
-    finally:
-        theirs.forward = forward
-
-
 def test_numbers(model):
     case, theirs, config, params = model
     inputs = case.inputs()
-    assert_same(run_hf_inputs(config, params, inputs), numbers(theirs, inputs), inputs)
+    assert_same(run_hf_inputs(config, params, inputs), run(theirs, inputs), inputs)
 
 
 def test_out_and_in_again(model, tmp_path):
@@ -61,4 +41,4 @@ def test_out_and_in_again(model, tmp_path):
     )
     assert not {name: keys for name, keys in info.items() if keys}
     inputs = case.inputs()
-    assert_same(numbers(exported.eval(), inputs), numbers(theirs, inputs), inputs)
+    assert_same(run(exported.eval(), inputs), run(theirs, inputs), inputs)
