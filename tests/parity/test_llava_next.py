@@ -8,68 +8,18 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from cases_llms import SIZES
-from cases_vlms import CLIP, IMAGE, LLAMA, MISTRAL, SIGLIP
-from harness import Case, assert_same, run
+from cases_llava_next import CASES, inputs
+from harness import assert_same, run
 from safetensors.numpy import load_file, save_file
-from transformers.image_processing_utils import select_best_resolution
-from transformers.models.llava_next.processing_llava_next import LlavaNextProcessor
 
 from vlm_jax.convert import load_hf, run_hf_inputs, save_hf
 from vlm_jax.errors import UserError
-
-PINPOINTS = [[28, 56], [56, 28], [56, 56], [84, 28], [28, 84]]
-SIZES_OF_PICTURES = [(60, 41), (20, 90), (300, 31), (28, 28)]
-assert SIZES
-
-
-def inputs(sizes=SIZES_OF_PICTURES, tile=28, patch=7, pinpoints=PINPOINTS):
-    """A row for each picture but the last, which stands beside the first; rows differ in length."""
-    rng = np.random.default_rng(len(sizes))
-    texts, tiles = [], []
-    for height, width in sizes:
-        best = select_best_resolution((height, width), pinpoints)
-        rows, columns = (side // tile for side in best)
-        side = tile // patch
-        kept, newlines = LlavaNextProcessor._get_unpadded_features(None, height, width, side, side, rows, columns)
-        texts.append([*rng.integers(3, 90, 4).tolist(), *[IMAGE] * (kept + newlines + side * side), 7, 8, 9])
-        tiles.append(rng.standard_normal((1 + rows * columns, 3, tile, tile), np.float32))
-    pixels = np.zeros((len(sizes), max(map(len, tiles)), *tiles[0].shape[1:]), np.float32)
-    for picture, of_picture in zip(pixels, tiles, strict=True):
-        picture[: len(of_picture)] = of_picture
-    texts = [*texts[:-2], texts[-2] + texts[-1]]
-    length = max(map(len, texts))
-    ids, mask = np.zeros((len(texts), length), int), np.zeros((len(texts), length), int)
-    for row, text in enumerate(texts):
-        ids[row, : len(text)], mask[row, : len(text)] = text, 1
-    return {"input_ids": ids, "attention_mask": mask, "pixel_values": pixels, "image_sizes": np.array(sizes)}
-
-
-def case(text, vision, **fields):
-    given = {"image_token_index": IMAGE, "image_grid_pinpoints": PINPOINTS, **fields}
-    return Case(
-        "LlavaNextForConditionalGeneration",
-        lambda: transformers.LlavaNextConfig(text_config=text, vision_config=vision, **given),
-        inputs,
-    )
-
-
-CASES = {
-    "default": case(LLAMA, CLIP),
-    "full": case(
-        MISTRAL,
-        SIGLIP,
-        vision_feature_select_strategy="full",
-        vision_feature_layer=-1,
-        multimodal_projector_bias=False,
-    ),
-}
 
 
 @pytest.fixture(params=CASES)
 def model(request, built):
     """(transformers' model, our config, our parameters, its directory)."""
-    directory, theirs = built(f"llava_next_{request.param}", CASES[request.param])
+    directory, theirs = built(request.param, CASES[request.param])
     return theirs, *load_hf(directory), directory
 
 
@@ -149,7 +99,7 @@ def test_what_does_not_agree_is_named(model, change, message):
     ],
 )
 def test_what_cannot_be_cut_is_refused(built, tmp_path, fields, message):
-    directory, _ = built("llava_next_default", CASES["default"])
+    directory, _ = built("llava_next", CASES["llava_next"])
     plain = json.loads((directory / "config.json").read_text())
     shutil.copytree(directory, tmp_path / "changed")
     (tmp_path / "changed" / "config.json").write_text(json.dumps({**plain, **fields}))
