@@ -21,7 +21,7 @@ from data_pipelines.kinds import Captions, Instruct, TextOnly
 from data_pipelines.mixture import DataConfig, MixtureEntry
 from data_pipelines.sources import EasyVQA, PythonTopics, ShapeTexts
 from data_pipelines.tokenizers import SentencePieceConfig
-from vlm_jax.ablation.study import Arm, Study, Texts
+from vlm_jax.ablation.study import Arm, CostOptions, Study, Texts
 from vlm_jax.config import Checkpoints, Evaluation, EvaluationTask, Experiment, Parts, Stage, Validation
 from vlm_jax.errors import UserError
 from vlm_jax.models.adapters import (
@@ -259,6 +259,7 @@ def study(size: SizeName = "small") -> Study:
         quality="easy_vqa",
         budget=chosen.budget,
         texts=Texts(texts("validation"), rows=8, length=128, batches=16),
+        costs=CostOptions(in_turn=size == "small"),
         notes="All arms have the same encoder (frozen, its features cached) and decoder, and at one seed the same "
         "examples at every step, the same optimiser, rates and number of steps.",
     )

@@ -5,8 +5,8 @@ import gc
 import hashlib
 import logging
 import statistics
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import jax
 from etils import epath
@@ -21,6 +21,8 @@ from vlm_jax.models.vlm import VLM, VLMConfig
 from vlm_jax.serialise import to_json
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 COSTS_FILE = "costs.json"
 
@@ -43,7 +45,7 @@ def measure_costs(study: Study, workdir: epath.Path) -> None:
     first = {run.arm.name: run for run in reversed(runs(study, workdir)) if is_done(run)}
     chosen = [first[arm.name] for arm in study.arms if arm.name in first]
     kept = read_json(path) or {}
-    if all(kept.get(run.arm.name, {}).get("config") == _digest(study, run) for run in chosen):
+    if all(_is_measured(kept.get(run.arm.name, {}), _digest(study, run)) for run in chosen):
         return
     log.info("study %s: costs of %s", study.name, ", ".join(run.arm.name for run in chosen))
     found: dict[str, dict[str, Any]] = {run.arm.name: {"config": _digest(study, run)} for run in chosen}
@@ -55,6 +57,10 @@ def measure_costs(study: Study, workdir: epath.Path) -> None:
     write_json(path, others | found)
 
 
+def _is_measured(costs: Mapping[str, Any], digest: str) -> bool:
+    return costs.get("config") == digest and "error" not in costs
+
+
 def _digest(study: Study, run: Run) -> str:
     """Names what costs depend on besides the machine."""
     parts = (run.experiment.model, run.experiment.stages[-1], study.costs, run.experiment.mesh)
@@ -63,48 +69,63 @@ def _digest(study: Study, run: Run) -> str:
 
 def _measure_steps(study: Study, group: Sequence[Run], found: dict[str, dict[str, Any]]) -> None:
     """Times the steps of some arms in turn."""
-    prepared: list[tuple[Run, StepCost]] = []
-    for run in group:
-        try:
-            prepared.append((run, StepCost(run)))
-        except Exception as error:
-            _note(found, run, error)
-    for number in range(study.costs.steps + 1):
-        for run, cost in prepared:
-            seconds = cost.advance()
-            if number:
-                found[run.arm.name].setdefault("step_seconds", []).append(seconds)
-    for run, cost in prepared:
-        config = run.experiment.model
-        found[run.arm.name] |= {**cost.figures, **by_formula(config, cost.positions, cost.pictures, cost.slots)}
-    prepared.clear()
-    gc.collect()
+
+    def prepare(run: Run) -> StepCost:
+        cost = StepCost(run)
+        by_config = by_formula(run.experiment.model, cost.positions, cost.pictures, cost.slots)
+        found[run.arm.name] |= {**cost.figures, **by_config}
+        return cost
+
+    def measure(cost: StepCost) -> dict[str, float]:
+        return {"step_seconds": cost.advance()}
+
+    _in_turn(group, prepare, measure, study.costs.steps, found)
 
 
 def _measure_answers(study: Study, group: Sequence[Run], found: dict[str, dict[str, Any]]) -> None:
     """Times answers of some arms in turn."""
-    prepared: list[tuple[Run, AnswerSpeed]] = []
+
+    def prepare(run: Run) -> AnswerSpeed:
+        speed = AnswerSpeed(run, study.task, study.costs.prompts, study.costs.new_tokens)
+        found[run.arm.name]["answers"] = speed.rows
+        return speed
+
+    _in_turn(group, prepare, AnswerSpeed.answer, _REPEATS, found)
+
+
+def _in_turn(
+    group: Sequence[Run],
+    prepare: Callable[[Run], T],
+    measure: Callable[[T], dict[str, float]],
+    times: int,
+    found: dict[str, dict[str, Any]],
+) -> None:
+    """Measures each arm of a group once, and again, …; the first time does not count. One that fails drops out."""
+    prepared: dict[str, T] = {}
     for run in group:
         try:
-            prepared.append((run, AnswerSpeed(run, study.task, study.costs.prompts, study.costs.new_tokens)))
+            prepared[run.arm.name] = prepare(run)
         except Exception as error:
-            _note(found, run, error)
-    for number in range(_REPEATS + 1):
-        for run, speed in prepared:
-            figures = speed.answer()
-            if number:
-                for name, value in figures.items():
-                    found[run.arm.name].setdefault(name, []).append(value)
-    for run, speed in prepared:
-        found[run.arm.name]["answers"] = speed.rows
+            _note(found, run.arm.name, error)
+    for number in range(times + 1):
+        for name in list(prepared):
+            try:
+                figures = measure(prepared[name])
+            except Exception as error:
+                _note(found, name, error)
+                del prepared[name]
+                continue
+            for key, value in figures.items() if number else ():
+                found[name].setdefault(key, []).append(value)
+    prepared.clear()
     gc.collect()
 
 
-def _note(found: dict[str, dict[str, Any]], run: Run, error: Exception) -> None:
+def _note(found: dict[str, dict[str, Any]], name: str, error: Exception) -> None:
     message = f"{type(error).__name__}: {' '.join(str(error).split())}"
-    log.warning("costs of %s: %s", run.arm.name, message)
-    log.debug("costs of %s", run.arm.name, exc_info=True)
-    found[run.arm.name]["error"] = message
+    log.warning("costs of %s: %s", name, message)
+    log.debug("costs of %s", name, exc_info=True)
+    found[name]["error"] = message
 
 
 def by_formula(config: VLMConfig, positions: float, pictures: float, slots: int) -> dict[str, Any]:
