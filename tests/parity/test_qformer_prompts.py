@@ -85,6 +85,24 @@ def test_ids_pixels_and_answers_are_the_same(saved, tmp_path):
     assert len({*theirs}) > 4
 
 
+def test_out_again_it_answers_the_same(saved, tmp_path):
+    directory, model, processor = saved
+    assert run(["convert", "from-hf", str(directory), str(tmp_path / "ours")]) == 0
+    assert run(["convert", "to-hf", str(tmp_path / "ours"), str(tmp_path / "out")]) == 0
+    exported = type(model).from_pretrained(tmp_path / "out", attn_implementation="eager", dtype=torch.float32)
+    again = transformers.AutoProcessor.from_pretrained(tmp_path / "out")
+    assert type(again) is type(processor)
+    picture = PIL.Image.fromarray(np.random.default_rng(1).integers(0, 256, (40, 33, 3), np.uint8))
+    first, second = (made(images=picture, text=TEXT, return_tensors="pt") for made in (processor, again))
+    assert first.keys() == second.keys()
+    for name, tensor in first.items():
+        torch.testing.assert_close(second[name].to(tensor.dtype), tensor, atol=0.02, rtol=0)
+    with torch.no_grad():
+        torch.testing.assert_close(exported(**first).logits, model(**first).logits, atol=1e-4, rtol=0)
+    same = load_model(str(tmp_path / "out")).processor
+    assert same.template == load_model(str(tmp_path / "ours")).processor.template
+
+
 def test_without_its_instructions_tokenizer_a_model_does_not_come_in(saved, tmp_path):
     directory, _, _ = saved
     if not (directory / "qformer_tokenizer").exists():

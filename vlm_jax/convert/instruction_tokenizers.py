@@ -1,10 +1,11 @@
 """The tokenizer of the instruction that InstructBLIP's Q-Former reads: BERT's, in a directory of its own."""
 
+import json
 from pathlib import Path
 
 import tokenizers
 
-from data_pipelines.tokenizers import HuggingFaceTokenizer
+from data_pipelines.tokenizers import HuggingFaceTokenizer, Tokenizer
 from data_pipelines.tokenizers.files import read_json, token_text
 from data_pipelines.tokenizers.huggingface import CONFIG_FILE
 from data_pipelines.tokenizers.sentencepieces import JSON_FILE
@@ -39,3 +40,17 @@ def instruction_tokenizer(directory: Path) -> HuggingFaceTokenizer:
     return HuggingFaceTokenizer(
         text, end_ids=(ids["sep_token"],), bos_id=ids["cls_token"], pad_id=ids["pad_token"], adds_bos=True
     )
+
+
+def write_instruction_tokenizer(tokenizer: Tokenizer, directory: Path) -> None:
+    """The inverse, for transformers."""
+    where = directory / DIRECTORY
+    tokenizer.save(where)
+    path = where / CONFIG_FILE
+    named = json.loads(path.read_text(encoding="utf-8"))
+    assert tokenizer.bos_id is not None
+    named |= {
+        "cls_token": tokenizer.id_to_piece(tokenizer.bos_id),
+        "sep_token": tokenizer.id_to_piece(tokenizer.end_id),
+    }
+    path.write_text(json.dumps(named, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

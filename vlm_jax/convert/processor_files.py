@@ -7,13 +7,26 @@ from typing import Any
 
 from data_pipelines.template import ChatTemplate, PrefixTemplate, Processor
 from data_pipelines.tokenizers import HuggingFaceTokenizer, SentencePieceTokenizer, Tokenizer
-from vlm_jax.convert.chat_programs import JOINED, NO_TEMPLATE, SURROUNDED, chat_program, layout_of
+from data_pipelines.tokenizers.protocol import IMAGE_TOKEN
+from vlm_jax.convert.chat_programs import (
+    JOINED,
+    NO_TEMPLATE,
+    PICTURES_FIRST,
+    SURROUNDED,
+    chat_program,
+    layout_of,
+    pictures_first,
+)
 from vlm_jax.convert.hf import find_writer
 from vlm_jax.convert.image_processors import ImageProcessor, write_image_processor
+from vlm_jax.convert.instruction_tokenizers import write_instruction_tokenizer
 from vlm_jax.convert.sentencepiece_json import sentencepiece_json
 from vlm_jax.convert.tilings import idefics2_fields
 from vlm_jax.errors import UserError
 from vlm_jax.models.vlm import VLMConfig
+
+_WITHOUT_PROGRAM = ("Blip2Processor", "InstructBlipProcessor")
+"""They put pictures first by themselves, where a chat template would put them a second time; as `PICTURES_FIRST`."""
 
 
 def save_processor_hf(processor: Processor, config: VLMConfig, path: str | Path) -> None:
@@ -39,7 +52,7 @@ def save_processor_hf(processor: Processor, config: VLMConfig, path: str | Path)
     named = json.loads((directory / "tokenizer_config.json").read_text(encoding="utf-8"))
     if config.decoder.context:
         named["model_max_length"] = config.decoder.context
-    if tokenizer.image_id is not None:
+    if tokenizer.image_id is not None and kind not in _WITHOUT_PROGRAM:
         named["extra_special_tokens"] = {"image_token": tokenizer.id_to_piece(tokenizer.image_id)}
         if kind == "Idefics2Processor":
             named["extra_special_tokens"]["image_boundary_token"] = SURROUNDED["idefics2"][1]
@@ -54,7 +67,9 @@ def save_processor_hf(processor: Processor, config: VLMConfig, path: str | Path)
     _write(directory / "generation_config.json", generation)
     surrounds = kind in ("Idefics2Processor", "Idefics3Processor")
     program = chat_program(processor.template, processor.tokenizer, surrounds)
-    if program and program != NO_TEMPLATE:
+    if processor.instruction_tokenizer is not None:
+        write_instruction_tokenizer(processor.instruction_tokenizer, directory)
+    if program and program != NO_TEMPLATE and kind not in _WITHOUT_PROGRAM:
         (directory / "chat_template.jinja").write_text(program, encoding="utf-8")
 
 
@@ -89,11 +104,20 @@ def _kind(processor: Processor, config: VLMConfig) -> tuple[str, dict[str, Any]]
         return "LlavaNextProcessor", {"image_token": image_token, **_llava_tokens(config, hf)}
     if hf["model_type"] in SURROUNDED:
         return _surrounding(processor, config, hf["model_type"]), {"image_seq_len": config.prompt_tokens}
+    if hf["model_type"] in PICTURES_FIRST and _puts_pictures_first(processor):
+        return _WITHOUT_PROGRAM[PICTURES_FIRST.index(hf["model_type"])], {"num_query_tokens": config.prompt_tokens}
     if hf["model_type"] == "mllama":
         return "MllamaProcessor", {}
     if hf["model_type"] == "paligemma" and processor.template == PrefixTemplate():
         return "PaliGemmaProcessor", {}
     raise UserError(f"no processor of transformers does what this template does with a {hf['model_type']}")
+
+
+def _puts_pictures_first(processor: Processor) -> bool:
+    template = processor.template
+    # Of these processors the token is always called so; one that the tokenizer names breaks them.
+    called = processor.tokenizer.id_to_piece(layout_of(processor).image_token) == IMAGE_TOKEN
+    return called and isinstance(template, ChatTemplate) and template.jinja == pictures_first(processor.tokenizer)
 
 
 def _surrounding(processor: Processor, config: VLMConfig, kind: str) -> str:
