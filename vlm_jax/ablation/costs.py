@@ -148,12 +148,11 @@ def by_formula(config: VLMConfig, positions: float, pictures: float, slots: int)
         "context_tokens": context_tokens(config),
         "memory_tokens": 0,
     }
-    flops = positions * decoder_flops(config, round(positions))
+    flops = positions * decoder_flops(config, round(positions), slots)
     if adapter is not None and encoder is not None:
         features = encoder.features
         figures["memory_tokens"] = adapter.memory_tokens(features)
         flops += pictures * adapter.slot_flops(features, config.decoder)
-        flops += positions * adapter.token_flops(features, config.decoder, slots)
     return figures | {"flops_per_example": flops}
 
 
