@@ -132,6 +132,8 @@ def test_parts_of_a_new_part_can_be_chosen_too(tiny):
         (["--model.encoder", "ConvNeXtConfig", "--model.encoder.patch=x"], ("--model.encoder.patch", "x")),
         (["--stages.0.data.mixture.0.source", "JSONLines"], ("JSONLines", "'path'", "experiment file")),
         (["--model.adapter", "None"], ("both encoder and adapter",)),
+        (["--model.adapter", "CrossAttentionConfig", "--model.adapter.layers", "0", "9"], ("before layer 9", "0 to 1")),
+        (["--model.adapter", "QFormerAdapterConfig", "--model.adapter.memory", "3"], ("model.adapter is", "queries")),
         (["--model.adapter", "MLPAdapterConfig", "--model.adapter.layers", "9"], ("layers is 9",)),
     ],
     ids=lambda x: " ".join(x) if isinstance(x, list) else "",
