@@ -141,7 +141,9 @@ def test_the_table_has_every_figure_of_every_arm(done: Path) -> None:
     for title in ("parameters added", "MFLOP an example", "step, ms", "decode, tokens/s"):
         assert all(float(re.sub("[,kM]", "", cell)) > 0 for cell in table[title])
     said = remarks(summary)
-    assert any(line.startswith("pooled: 1 context tokens") and "One token a picture." in line for line in said)
+    assert any(
+        line.startswith("pooled: a picture takes 1 of the context") and "One token a picture." in line for line in said
+    )
     assert "With one seed, the arms' batches hold the very same examples." in said
 
 

@@ -84,6 +84,7 @@ def _against(points: Sequence[tuple[ArmFigures, float]], label: str) -> Figure:
         colour = SERIES[place % len(SERIES)]
         if score.over_seeds is not None:
             axes.plot([x, x], [score.over_seeds.low, score.over_seeds.high], color=colour, linewidth=1.6)
+        axes.plot([x] * len(score.by_seed), list(score.by_seed.values()), "o", color=colour, markersize=2.5)
         axes.plot([x], [score.mean], "o", color=colour, markersize=6, markeredgecolor=PAPER)
         axes.annotate(
             f"{_plain(arm.name)} ({arm.context_tokens})",

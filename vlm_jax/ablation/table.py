@@ -127,10 +127,12 @@ def remarks(summary: Summary) -> list[str]:
             found.append(f"{arm.name}: {done} of {study.seeds} seeds are done.")
         found += [f"{arm.name}, seed {seed}: failed: {message}." for seed, message in arm.failures.items()]
         if arm.score is not None and not arm.score.says_something:
-            found.append(f"{arm.name}: not better than with wrong pictures; its line says nothing about the adapter.")
+            found.append(
+                f"{arm.name}: not better than with wrong pictures, so its score says nothing of how it reads them."
+            )
         if not arm.matched:
             found.append(
-                f"{arm.name}: {arm.context_tokens} context tokens a picture, not the budget of {study.budget}. "
+                f"{arm.name}: a picture takes {arm.context_tokens} of the context, not the budget of {study.budget}. "
                 f"{_capital(arm.note)}"
             )
         if arm.costs.error:
