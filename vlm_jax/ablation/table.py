@@ -127,9 +127,7 @@ def remarks(summary: Summary) -> list[str]:
             found.append(f"{arm.name}: {done} of {study.seeds} seeds are done.")
         found += [f"{arm.name}, seed {seed}: failed: {message}." for seed, message in arm.failures.items()]
         if arm.score is not None and not arm.score.says_something:
-            found.append(
-                f"{arm.name}: not better than with wrong pictures, so its score says nothing of how it reads them."
-            )
+            found.append(f"{arm.name}: not better than with wrong pictures: its score says nothing.")
         if not arm.matched:
             found.append(
                 f"{arm.name}: a picture takes {arm.context_tokens} of the context, not the budget of {study.budget}. "
