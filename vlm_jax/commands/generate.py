@@ -50,7 +50,6 @@ def add_parser(subparsers: Any) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Streams the answers."""
     from data_pipelines.images import BadImage
-    from data_pipelines.quarantine import BadRecord
     from vlm_jax.checkpoints.reference import load_model
     from vlm_jax.errors import UserError
     from vlm_jax.generation import Chat, Engine, Sampler, compilations, keep_compiled
@@ -75,8 +74,6 @@ def run(arguments: argparse.Namespace) -> None:
                 print()
     except BadImage as error:
         raise UserError(f"--image: {error}; give a picture such as a PNG or JPEG file") from None
-    except BadRecord as error:
-        raise UserError(f"--prompt: {error}") from None
     logging.getLogger(__name__).debug("%s", compilations())
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from data_pipelines import images as image_functions
 from data_pipelines.examples import Example, Image, Text
+from data_pipelines.quarantine import BadRecord
 from data_pipelines.template import Processor, Rendered
 from vlm_jax.batch import Batch
 from vlm_jax.errors import UserError
@@ -237,12 +238,19 @@ class Engine:
         return self.render(prompt).length
 
     def render(self, prompt: Example) -> Rendered:
-        """The prompt's tokens, with the assistant's turn opened at the end."""
+        """The prompt's tokens, with the assistant's turn opened at the end.
+
+        Raises:
+            UserError: if it has a picture and the model takes none, or the template or the adapter cannot read it.
+        """
         if prompt.branches:
             raise ValueError(f"prompt {prompt.id}: it has branches; ask each as a prompt of its own")
         if prompt.images and self.config.encoder is None:
             raise UserError("the prompt has a picture, but this model reads text only; leave the picture out")
-        return self.processor.render(prompt, open_turn="assistant")
+        try:
+            return self.processor.render(prompt, open_turn="assistant")
+        except BadRecord as error:
+            raise UserError(f"prompt {prompt.id or '?'}: {error}") from None
 
     def text(self, tokens: Sequence[int]) -> str:
         """New tokens -> text, up to the end token."""
