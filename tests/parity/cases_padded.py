@@ -3,7 +3,7 @@
 import functools
 
 import numpy as np
-from cases_vlms import LLAMA, idefics2, inputs
+from cases_vlms import IDEFICS_VISION, IMAGE, LLAMA, case, idefics2, inputs
 from harness import Arrays, Case
 
 
@@ -19,5 +19,8 @@ def padded(tokens: int, size: int) -> Arrays:
 
 CASES: dict[str, Case] = {
     "idefics2_padded": idefics2(functools.partial(padded, 5, 45), LLAMA),
+    "idefics3_padded": case(
+        "Idefics3", LLAMA, IDEFICS_VISION, functools.partial(padded, 4, 42), image_token_id=IMAGE, scale_factor=3
+    ),
     "idefics2_small_frames": idefics2(functools.partial(padded, 5, 30), resampler_depth=1),
 }

@@ -17,13 +17,13 @@ def whole_pictures(
 ) -> tuple[Float[np.ndarray, "N H W 3"], Bool[np.ndarray, "N h w"] | None]:
     """Pictures that are there, and which of their patches are shown; None = all are.
 
-    A patch is shown if the mask shows all of its pixels. Pixels at the right and at the bottom that fill no patch are
-    cut off.
+    A patch is shown if the mask shows all of its pixels (Idefics 2), or any of them (Idefics 3, whose visual tokens are
+    patches, padding among them). Pixels at the right and at the bottom that fill no patch are cut off.
 
     Args:
         config: of a model with an image encoder.
         inputs: pixel_values [N, 3, H, W] or [B, I, 3, H, W], where pictures that are all zero are absent, and maybe
-            pixel_attention_mask [N, H, W] or [B, I, H, W]; models whose visual tokens are the patches read no mask.
+            pixel_attention_mask [N, H, W] or [B, I, H, W], for encoders whose positions are spread over the picture.
 
     Raises:
         UserError: if the two do not agree, or the model cannot have pictures of this size.
@@ -41,7 +41,9 @@ def whole_pictures(
         pixels = pixels[present]
         mask = None if mask is None else np.asarray(mask).reshape(-1, *np.shape(mask)[2:])[present]
     pixels = channels_last(pixels)
-    if not isinstance(config.encoder, ViTConfig) or not isinstance(config.adapter, ResamplerConfig):
+    if not isinstance(config.encoder, ViTConfig) or config.encoder.position_resampling != "fractional":
+        if mask is not None and not np.all(mask):
+            raise UserError("inputs: pixel_attention_mask hides pixels, but this model's encoder sees whole pictures")
         return pixels, None
     side = config.encoder.stem.stride
     rows, columns = (length // side for length in pixels.shape[1:3])
@@ -51,4 +53,5 @@ def whole_pictures(
     if mask is None:
         return pixels, None
     patches = np.asarray(mask)[:, : rows * side, : columns * side].reshape(-1, rows, side, columns, side)
-    return pixels, (patches != 0).all((2, 4))
+    shown = patches != 0
+    return pixels, shown.all((2, 4)) if isinstance(config.adapter, ResamplerConfig) else shown.any((2, 4))

@@ -13,6 +13,7 @@ from vlm_jax.convert.run_padded import whole_pictures
 from vlm_jax.convert.run_qformer import instructed_tokens
 from vlm_jax.convert.run_text import Arrays, embed_tokens, read_text, run_decoder
 from vlm_jax.errors import UserError
+from vlm_jax.models.adapters import ResamplerConfig
 from vlm_jax.models.decoder import Decoder
 from vlm_jax.models.vlm import VLM, PromptLayout, VLMConfig
 
@@ -26,7 +27,7 @@ def run_vlm(config: VLMConfig, params: PyTree, inputs: Mapping[str, np.ndarray])
         inputs: input_ids, and as they apply attention_mask, position_ids, token_type_ids [B, S] (0 = the prompt), and
             pixel_values [N, 3, H, W] or [B, I, 3, H, W], where pictures that are all zero count as absent. Of
             LLaVA-NeXT tiles [N, T, 3, H, W] and image_sizes [N, 2], each picture's own (height, width). Of Idefics 2
-            pixel_attention_mask too (`run_padded`).
+            and 3 pixel_attention_mask too (`run_padded`).
 
     Raises:
         UserError: if pictures and image tokens, or tiles and sizes, do not agree.
@@ -73,7 +74,9 @@ def _visual_tokens(model: VLM, params: PyTree, pixels: Array, shown: Array | Non
         adapter: Any = vlm.adapter
         if shown is None:
             return adapter(encoder(pixels))
-        return adapter(encoder(pixels, shown), None, shown.reshape(len(shown), -1))
+        features = encoder(pixels, shown)
+        padding = (None, shown.reshape(len(shown), -1)) if isinstance(model.config.adapter, ResamplerConfig) else ()
+        return adapter(features, *padding)
 
     result: Any = model.apply({"params": params}, method=tokens)
     return result

@@ -5,15 +5,13 @@ The encoder takes pictures of any size and shape, over which its positions are s
 square. config.json does not say whether pictures are cut into quarters; the image processor's file does.
 """
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from vlm_jax.convert.families import parts, siglip
+from vlm_jax.convert.families import parts
 from vlm_jax.convert.families.common import affine, read_activation, refuse, whole_number, write_activation
-from vlm_jax.convert.families.idefics3 import text_row
+from vlm_jax.convert.families.idefics3 import read_spread_tower, text_row, write_spread_tower
 from vlm_jax.convert.families.llava import image_token
-from vlm_jax.convert.families.vision import check_resampling
 from vlm_jax.convert.names import Row, per_layer, prefixed
 from vlm_jax.convert.tilings import quarters_tiling
 from vlm_jax.models.adapters import ResamplerConfig
@@ -56,9 +54,7 @@ def read_config(hf: Mapping[str, Any]) -> VLMConfig:
     """
     text = {"model_type": "mistral", **(hf.get("text_config") or TEXT_DEFAULTS)}
     decoder = parts.read_decoder(text, bool(hf.get("tie_word_embeddings", False)))
-    # By its names and its sums this is SigLIP, under a model_type of its own.
-    vision = {**VISION_DEFAULTS, **(hf.get("vision_config") or {}), "model_type": "siglip_vision_model"}
-    tower = dataclasses.replace(parts.read_tower(vision), position_resampling="fractional")
+    tower = read_spread_tower({**VISION_DEFAULTS, **(hf.get("vision_config") or {})})
     return VLMConfig(decoder, tower, _read_resampler(hf, decoder), layout=PromptLayout(image_token(hf, 32_001)))
 
 
@@ -149,18 +145,13 @@ def write_config(config: Any) -> dict[str, Any] | None:
             f"a projection_activation other than the decoder's, {decoder.activation}": (
                 adapter.projection_activation != decoder.activation
             ),
-            "an encoder with a class token": encoder.class_token,
-            "an encoder without a final norm": encoder.final_norm != "features",
         },
     )
-    check_resampling(encoder, "Idefics 2", "fractional")
-    # Its model spreads positions by itself, whatever SigLIP's does.
-    tower = siglip.write_fields(dataclasses.replace(encoder, position_resampling="bicubic"))
     return {
         "architectures": ["Idefics2ForConditionalGeneration"],
         "model_type": "idefics2",
         "text_config": parts.write_decoder(decoder),
-        "vision_config": {**tower, "model_type": "idefics2_vision"},
+        "vision_config": {**write_spread_tower(encoder, "Idefics 2"), "model_type": "idefics2_vision"},
         "perceiver_config": _write_resampler(adapter, decoder.width),
         "image_token_id": layout.image_token,
         "tie_word_embeddings": decoder.tied_embeddings,

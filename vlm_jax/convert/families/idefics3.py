@@ -7,9 +7,10 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from vlm_jax.convert.families import parts
+from vlm_jax.convert.families import parts, siglip
 from vlm_jax.convert.families.common import affine, refuse, whole_number
 from vlm_jax.convert.families.llava import image_token
+from vlm_jax.convert.families.vision import check_resampling
 from vlm_jax.convert.names import Row, prefixed
 from vlm_jax.errors import UserError
 from vlm_jax.models.adapters import MLPAdapterConfig
@@ -46,15 +47,36 @@ def read_config(hf: Mapping[str, Any]) -> VLMConfig:
     """
     text = {**TEXT_DEFAULTS, **(hf.get("text_config") or {})}
     decoder = parts.read_decoder(text, bool(hf.get("tie_word_embeddings", False)))
-    # By its names and its sums this is SigLIP, under a model_type of its own.
-    vision = {**VISION_DEFAULTS, **(hf.get("vision_config") or {}), "model_type": "siglip_vision_model"}
     factor = whole_number({"scale_factor": 2, **hf}, "scale_factor")
     return VLMConfig(
         decoder,
-        parts.read_tower(vision),
+        read_spread_tower({**VISION_DEFAULTS, **(hf.get("vision_config") or {})}),
         MLPAdapterConfig(layers=1, pixel_shuffle=factor, bias=False),
         layout=PromptLayout(image_token(hf, 128_257)),
     )
+
+
+def read_spread_tower(fields: Mapping[str, Any]) -> ViTConfig:
+    """The encoder of Idefics 2 and 3: SigLIP's, by its names and its sums, with positions spread over the picture."""
+    tower = parts.read_tower({**fields, "model_type": "siglip_vision_model"})
+    return dataclasses.replace(tower, position_resampling="fractional")
+
+
+def write_spread_tower(encoder: ViTConfig, architecture: str) -> dict[str, Any]:
+    """The vision_config of such an encoder, but for its model_type.
+
+    Raises:
+        UserError: if the architecture, which is called so, cannot express it.
+    """
+    refuse(
+        architecture,
+        {
+            "an encoder with a class token": encoder.class_token,
+            "an encoder without a final norm": encoder.final_norm != "features",
+        },
+    )
+    check_resampling(encoder, architecture, "fractional")
+    return siglip.write_fields(dataclasses.replace(encoder, position_resampling="bicubic"))
 
 
 def rows(config: VLMConfig) -> list[Row]:
@@ -105,15 +127,13 @@ def write_config(config: Any) -> dict[str, Any] | None:
             "visual tokens that see each other in both directions (bidirectional_images of the template)": (
                 layout.bidirectional != "none"
             ),
-            "an encoder with a class token": encoder.class_token,
-            "an encoder without a final norm": encoder.final_norm != "features",
         },
     )
     return {
         "architectures": ["Idefics3ForConditionalGeneration"],
         "model_type": "idefics3",
         "text_config": parts.write_decoder(config.decoder),
-        "vision_config": {**parts.write_tower(encoder), "model_type": "idefics3_vision"},
+        "vision_config": {**write_spread_tower(encoder, "Idefics 3"), "model_type": "idefics3_vision"},
         "image_token_id": layout.image_token,
         "scale_factor": adapter.pixel_shuffle,
         "tie_word_embeddings": config.decoder.tied_embeddings,
