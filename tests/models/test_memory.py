@@ -50,6 +50,7 @@ def test_thumbnails_may_be_left_out_but_not_a_picture_that_is_one_tile(row):
     found = np.asarray(visible_slots(cut, thumbnails=False))[0]
     assert found[2].tolist() == [False, True, True, False, False]
     assert found[5].tolist() == [False, False, False, True, False]
+    assert np.asarray(own_slots(cut, thumbnails=False))[0, 0].tolist() == [False, True, True, False, False]
 
 
 def test_all_slots_of_an_example_are_its_own_and_no_others(row):

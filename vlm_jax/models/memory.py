@@ -83,23 +83,29 @@ def visible_slots(batch: Batch, *, thumbnails: bool = True) -> Bool[Array, "B S 
         inside &= (jnp.asarray(batch.image_ids) != 0)[:, None, :]
     if batch.tile_index is not None:
         tile, rows, columns = jnp.moveaxis(jnp.asarray(batch.tile_index), -1, 0)
-        shows = tile <= rows * columns
-        if not thumbnails:
-            shows &= (tile != 0) | (rows * columns <= 1)
-        inside &= shows[:, None, :]
-    return inside
+        inside &= (tile <= rows * columns)[:, None, :]
+    return inside if thumbnails else inside & ~_thumbnails(batch)
 
 
-def own_slots(batch: Batch) -> Bool[Array, "B S I"]:
+def own_slots(batch: Batch, *, thumbnails: bool = True) -> Bool[Array, "B S I"]:
     """True where an image slot, black or not, is of the position's example: of its trunk, or of its own branch.
 
-    A slot is of the example whose positions may see it, and of a branch if none of the trunk may.
+    A slot is of the example whose positions may see it, and of a branch if none of the trunk may. `thumbnails` is as in
+    `visible_slots`.
     """
     inside, segments, branches = _in_range(batch), jnp.asarray(batch.segment_ids), jnp.asarray(batch.branch_ids)
     owner = jnp.where(inside, segments[:, :, None], 0).max(axis=1)[:, None, :]
     branch = jnp.where(inside, branches[:, :, None], jnp.iinfo(jnp.int32).max).min(axis=1)[:, None, :]
     own = (owner == segments[:, :, None]) & ((branch == 0) | (branch == branches[:, :, None]))
-    return own & (segments != 0)[:, :, None]
+    own &= (segments != 0)[:, :, None]
+    return own if thumbnails else own & ~_thumbnails(batch)
+
+
+def _thumbnails(batch: Batch) -> Bool[Array, "B 1 I"]:
+    """Thumbnails of cut pictures."""
+    assert batch.tile_index is not None, "a batch of cut pictures has a tile_index"
+    tile, rows, columns = jnp.moveaxis(jnp.asarray(batch.tile_index), -1, 0)
+    return ((tile == 0) & (rows * columns > 1))[:, None, :]
 
 
 def _in_range(batch: Batch) -> Bool[Array, "B S I"]:

@@ -231,11 +231,12 @@ class CrossAttentionAdapter(nn.Module):
 
     def sight(self, batch: Batch) -> Sight:
         """Who reads which image slots, by the rule for positions that see none."""
-        visible = visible_slots(batch, thumbnails=self.config.prompt_slots != "thumbnail")
+        thumbnails = self.config.prompt_slots != "thumbnail"
+        visible = visible_slots(batch, thumbnails=thumbnails)
         sees = visible.any(-1)
         if self.config.blind_rule != "whole_example":
             return Sight(visible, sees)
-        return Sight(jnp.where(sees[:, :, None], visible, own_slots(batch)), sees)
+        return Sight(jnp.where(sees[:, :, None], visible, own_slots(batch, thumbnails=thumbnails)), sees)
 
     def keep(self, memory: Memory) -> Memory:
         """The same with all blocks' keys and values in place of tokens."""
