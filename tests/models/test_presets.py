@@ -4,8 +4,10 @@ import jax.numpy as jnp
 import pytest
 
 from vlm_jax.batch import Batch
-from vlm_jax.models.presets import PRESETS
-from vlm_jax.models.vlm import VLM
+from vlm_jax.models.abstract import boxed_params
+from vlm_jax.models.presets import ADAPTERS, PRESETS, with_adapter
+from vlm_jax.models.vlm import VLM, VLMConfig
+from vlm_jax.serialise import from_plain, to_plain
 
 
 def boxed_parameters(config):
@@ -45,9 +47,8 @@ def test_preset_runs_in_the_abstract_at_any_vocabulary(name):
     assert cache.length == config.prompt_tokens + 20
 
 
-@pytest.mark.parametrize("name", PRESETS)
-def test_every_dimension_of_every_parameter_has_its_logical_axis(name):
-    boxed = boxed_parameters(PRESETS[name]())["params"]
+def check_axes(boxed):
+    """Every dimension of every parameter has its logical axis."""
     specs = nn.get_partition_spec(boxed)
     shapes = nn.meta.unbox(boxed)
     leaves = jax.tree_util.tree_flatten_with_path(shapes)[0]
@@ -60,4 +61,21 @@ def test_every_dimension_of_every_parameter_has_its_logical_axis(name):
         unnamed = [size for size, axis in zip(shape.shape, spec, strict=True) if axis is None]
         assert all(size <= 37 for size in unnamed), where
         assert len({axis for axis in spec if axis}) == sum(axis is not None for axis in spec), where
-        assert ("layers" in spec) == ("layers" in where), where
+        assert ("layers" in spec) == ("layers" in where or "['blocks']" in where), where
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_dimension_of_every_parameter_has_its_logical_axis(name):
+    check_axes(boxed_parameters(PRESETS[name]())["params"])
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_every_adapter_fits_every_size_with_as_many_tokens_as_asked_for(name):
+    for size in ("mu", "0.2b", "2b", "8b"):
+        config = with_adapter(PRESETS[size](), name, 16)
+        features = config.encoder.features
+        assert config.prompt_tokens in (0, 16) or name in ("mlp", "hybrid")  # they cannot choose any number
+        assert config.adapter.memory_tokens(features) in (0, 16, features.count)
+        assert config.adapter.slot_flops(features, config.decoder) > 0
+        assert from_plain(VLMConfig, to_plain(config)) == config
+    check_axes(boxed_params(VLM(with_adapter(PRESETS["mu"](), name)))["adapter"])
