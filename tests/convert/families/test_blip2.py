@@ -1,20 +1,25 @@
 import dataclasses
 import json
+import math
 
 import jax
 import numpy as np
 import pytest
+from published import VICUNA
 from tiny_parts import DECODER, random_params
 
 from vlm_jax.checkpoints.reference import load_part
 from vlm_jax.cli import run
 from vlm_jax.convert import load_hf, run_hf_inputs, save_hf
+from vlm_jax.convert.families import find_family
 from vlm_jax.errors import UserError
+from vlm_jax.models.abstract import boxed_params, build_model
 from vlm_jax.models.adapters import MLPAdapterConfig, QFormerAdapterConfig
 from vlm_jax.models.presets import vlm_mu
 from vlm_jax.models.qformer import QFormerConfig
 from vlm_jax.models.vit import PatchStem, ViTConfig
 from vlm_jax.models.vlm import PromptLayout, VLMConfig
+from vlm_jax.parallel import abstract_params
 
 ENCODER = ViTConfig(
     (28, 28),
@@ -172,3 +177,26 @@ def test_inputs_that_do_not_fit_are_named(config, inputs, said):
     params = random_params(config) if isinstance(config, VLMConfig) else {}
     with pytest.raises(UserError, match=said):
         run_hf_inputs(config, params, inputs)
+
+
+def millions(params):
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract_params(params))) / 1e6
+
+
+def test_the_published_sizes():
+    """Those on Vicuna have the defaults: a Q-Former of 188 M (BLIP-2, section 3.1) with its head; EVA's ViT-g."""
+    hf = {
+        "model_type": "instructblip",
+        "text_config": VICUNA,
+        "vision_config": {"model_type": "instructblip_vision_model"},
+        "qformer_config": {"model_type": "instructblip_qformer", "vocab_size": 30523},
+        "num_query_tokens": 32,
+        "image_token_index": 32000,
+    }
+    config = find_family(hf).read_config(hf)
+    params = boxed_params(build_model(config))
+    assert (config.prompt_tokens, config.encoder.features.count) == (32, 257)
+    assert 183 < millions(params["adapter"]["qformer"]) < 188
+    assert 980 < millions(params["encoder"]) < 1015
+    asked = config.adapter.flops(config.encoder.features, config.decoder.width)
+    assert asked > config.adapter.qformer.flops(32, 257)
