@@ -18,6 +18,8 @@ from vlm_jax.errors import UserError
 
 PICTURE = Image(data=b"not looked at here")
 AROUND = {"image_before": "<fake_token_around_image><global-img>", "image_after": "<fake_token_around_image>"}
+FAKE = AROUND["image_after"]
+JOINED = {"image_before": FAKE, "image_after": FAKE, "image_joined": True}
 KINDS = {
     "chatml": ("qwen", ChatTemplate(CHATML)),
     "smollm": ("smollm", ChatTemplate(CHATML, image_after="\n")),
@@ -27,6 +29,7 @@ KINDS = {
     "gemma": ("unigram", ChatTemplate(GEMMA)),
     "llava": ("metaspace", ChatTemplate(LLAVA, "list", adds_bos=True)),
     "smolvlm": ("smollm", ChatTemplate(SMOLVLM, "list", **AROUND)),
+    "idefics2": ("smollm", ChatTemplate(SMOLVLM, "list", **JOINED)),
 }
 TOKENIZERS = {kind: our_tokenizer(kind, image=True) for kind in ("qwen", "smollm", "llama3", "metaspace", "unigram")}
 
@@ -161,6 +164,17 @@ def test_tokens_around_a_picture():
     text = written("smolvlm", render("smolvlm", Example((PICTURE, PICTURE, Text("q", role="user")))))
     one = "<fake_token_around_image><global-img><image><image><fake_token_around_image>"
     assert text == f"<|im_start|>User:{one}{one}q<end_of_utterance>\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "behind"), [("who", " who"), (" who", " who"), ("\nwho", "\nwho"), ("<b>", "<b>"), ("", "")]
+)
+def test_one_token_stands_between_pictures_that_touch_and_a_space_before_a_word(text, behind):
+    rendered = render("idefics2", Example((PICTURE, PICTURE, Text(text, role="user"))))
+    pictures = f"{FAKE}<image><image>{FAKE}<image><image>{FAKE}"
+    assert written("idefics2", rendered).replace("Ġ", " ").replace("Ċ", "\n") == (
+        f"<|im_start|>User:{pictures}{behind}<end_of_utterance>\n"
+    )
 
 
 def test_pictures_that_see_themselves_and_positions_from_one():
