@@ -66,7 +66,7 @@ def test_progress_and_quarantine_are_the_callers(lab):
     )
     assert result.score.n == 22
     assert quarantine.counts() == {"colors": 1}
-    assert told == [("colors", 22, 22), ("colors, shuffled_image", 22, 22)]
+    assert told == [("colors", 44, 44)]  # with the wrong pictures
     with pytest.raises(UserError, match="task colors: its source has no usable question"):
         evaluate(lab.Task("colors", lab.Source(records=2, empty_records=(0, 1))), lab.Looker())
 

@@ -96,15 +96,17 @@ def evaluate(
         return who.generate(prompts, max_new_tokens=task.max_new_tokens, progress=report)
 
     prompts = _prompts(questions, [question.image for question in questions])
-    predictions = answer(model, task.name, prompts)
+    shown = {question.picture for question in questions if question.image is not None}
+    shuffled = _prompts(questions, wrong_images(questions, seed)) if controls and len(shown) > 1 else []
+    # All at once, so that the pictures, which are the same ones, are encoded once.
+    given = answer(model, task.name, [*prompts, *shuffled])
+    predictions, wrong = given[: len(prompts)], given[len(prompts) :]
     control_predictions: dict[str, list[str]] = {}
     likelihoods = {"model": _likelihoods(model, prompts, questions)} if task.likelihood else {}
-    shown = {question.picture for question in questions if question.image is not None}
     if controls and shown:
         answers = majority_answers(task.source, questions, task.ask)
         control_predictions["majority"] = [answers[question.kind] for question in questions]
-        if len(shown) > 1:
-            wrong = answer(model, f"{task.name}, shuffled_image", _prompts(questions, wrong_images(questions, seed)))
+        if shuffled:
             control_predictions["shuffled_image"] = wrong
     if baseline is not None:
         control_predictions["before"] = answer(baseline, f"{task.name}, before", prompts)
