@@ -243,7 +243,7 @@ def arm(size: Size, adapter: AdapterConfig) -> Experiment:
                 cache_features=True,
             ),
         ),
-        evaluation=Evaluation((EvaluationTask("easy_vqa", pictures("test", 64), max_new_tokens=4),), rows=128),
+        evaluation=Evaluation((EvaluationTask("easy_vqa", pictures("test", 64), max_new_tokens=12),), rows=128),
         checkpoints=Checkpoints(every=500, keep_last=1),
         log_every=25,
     )
