@@ -22,7 +22,7 @@ from vlm_jax.generation import Engine
 from vlm_jax.models.encoders import normalise
 
 MEAN, STD = (0.48, 0.45, 0.41), (0.27, 0.26, 0.28)
-NEW_TOKENS = 24
+NEW_TOKENS = 16
 
 PROGRAM = """{{- bos_token }}
 {%- for message in messages %}
