@@ -15,6 +15,7 @@ from vlm_jax.errors import UserError
 from vlm_jax.models.abstract import ModelConfig
 from vlm_jax.models.decoder import DecoderConfig
 from vlm_jax.models.encoders import EncoderConfig
+from vlm_jax.models.qformer import QFormerConfig
 from vlm_jax.models.vit import ViTConfig
 from vlm_jax.models.vlm import VLMConfig
 from vlm_jax.serialise import differences, to_plain
@@ -112,7 +113,8 @@ def _part(reference: str, name: str, dtype: str, mesh: Mesh) -> tuple[ModelConfi
     config, params = loaded.config, loaded.params
     if isinstance(config, VLMConfig) and getattr(config, name) is not None:
         return getattr(config, name), params[name]
-    if isinstance(config, VLMConfig) or isinstance(config, DecoderConfig) != (name == "decoder"):
+    other = isinstance(config, (VLMConfig, QFormerConfig))
+    if other or isinstance(config, DecoderConfig) != (name == "decoder"):
         raise UserError(f"parts.{name}: {reference} is a {type(config).__name__}, which has no {name}; name another")
     return config, params
 

@@ -8,6 +8,7 @@ import pytest
 from published import VICUNA
 from tiny_parts import DECODER, random_params
 
+from vlm_jax.checkpoints.parts import load_encoder
 from vlm_jax.checkpoints.reference import load_part
 from vlm_jax.cli import run
 from vlm_jax.convert import load_hf, run_hf_inputs, save_hf
@@ -19,7 +20,7 @@ from vlm_jax.models.presets import vlm_mu
 from vlm_jax.models.qformer import QFormerConfig
 from vlm_jax.models.vit import PatchStem, ViTConfig
 from vlm_jax.models.vlm import PromptLayout, VLMConfig
-from vlm_jax.parallel import abstract_params
+from vlm_jax.parallel import MeshConfig, abstract_params, build_mesh
 
 ENCODER = ViTConfig(
     (28, 28),
@@ -42,8 +43,10 @@ def whole(adapter, encoder=ENCODER):
     return VLMConfig(DECODER, encoder, adapter, layout=PromptLayout(5))
 
 
-BLIP2 = whole(QFormerAdapterConfig(4, QFORMER, feature_norm=False))
-INSTRUCTBLIP = whole(QFormerAdapterConfig(4, ASKED, instruction=9, feature_norm=False))
+BLIP2 = whole(QFormerAdapterConfig(4, dataclasses.replace(QFORMER, features_width=0), feature_norm=False))
+INSTRUCTBLIP = whole(
+    QFormerAdapterConfig(4, dataclasses.replace(ASKED, features_width=0), instruction=9, feature_norm=False)
+)
 
 
 def same(a, b):
@@ -94,10 +97,14 @@ def test_the_parts_of_such_a_model_come_in(blip2, tmp_path, capsys):
         found = load_part(str(tmp_path / part))
         assert found.config == config
         same(found.params, wanted)
+        assert run(["convert", "to-hf", str(tmp_path / part), str(tmp_path / f"{part}-out")]) == 0
+        same(load_hf(tmp_path / f"{part}-out")[1], wanted)
     assert "QFormer of" in capsys.readouterr().out
     assert config == QFORMER
     with pytest.raises(UserError, match="text_config is 'opt'"):
         load_hf(directory, part="decoder")
+    with pytest.raises(UserError, match=r"parts.encoder: .* is a QFormerConfig, which has no encoder"):
+        load_encoder(str(tmp_path / "qformer"), ENCODER, "float32", {}, build_mesh(MeshConfig()))
 
 
 def test_parts_of_other_models(tmp_path):
@@ -198,5 +205,5 @@ def test_the_published_sizes():
     assert (config.prompt_tokens, config.encoder.features.count) == (32, 257)
     assert 183 < millions(params["adapter"]["qformer"]) < 188
     assert 980 < millions(params["encoder"]) < 1015
-    asked = config.adapter.flops(config.encoder.features, config.decoder.width)
-    assert asked > config.adapter.qformer.flops(32, 257)
+    fitted = dataclasses.replace(config.adapter.qformer, features_width=1408)
+    assert config.adapter.flops(config.encoder.features, config.decoder.width) > fitted.flops(32, 257)

@@ -57,10 +57,12 @@ def read_parts(hf: Mapping[str, Any]) -> tuple[ViTConfig, QFormerAdapterConfig]:
     instructed = hf["model_type"] == "instructblip"
     encoder = blip_vision.read_config({"model_type": "blip_2_vision_model", **(hf.get("vision_config") or {})})
     kind = {"model_type": "instructblip_qformer" if instructed else "blip_2_qformer"}
-    read = qformer.read_config({**(hf.get("qformer_config") or {}), **kind, "encoder_hidden_size": encoder.width})
+    read = qformer.read_config({**(hf.get("qformer_config") or {}), **kind})
+    # Inside a model the features' width is the encoder's.
+    read = dataclasses.replace(read, features_width=0, text=instructed)
     adapter = QFormerAdapterConfig(
         whole_number({"num_query_tokens": 32, **hf}, "num_query_tokens"),
-        read if instructed else dataclasses.replace(read, text=False),
+        read,
         instruction=min(INSTRUCTION, read.text_length) if instructed else 0,
         feature_norm=False,
     )
@@ -70,9 +72,10 @@ def read_parts(hf: Mapping[str, Any]) -> tuple[ViTConfig, QFormerAdapterConfig]:
 def parts_alone(hf: Mapping[str, Any]) -> dict[str, tuple[Any, list[Row]]]:
     """(config, name table) of the parts that do not depend on the decoder."""
     encoder, adapter = read_parts(hf)
+    alone = dataclasses.replace(adapter.qformer, features_width=encoder.width)
     return {
         "encoder": (encoder, prefixed(blip_vision.rows(encoder), theirs="vision_model.")),
-        "qformer": (adapter.qformer, prefixed(qformer.rows(adapter.qformer), theirs="qformer.")),
+        "qformer": (alone, prefixed(qformer.rows(alone), theirs="qformer.")),
     }
 
 
