@@ -168,7 +168,7 @@ class Resampler(PromptAdapter):
     """[N, P, D] features -> [N, queries, E] visual tokens.
 
     Latents are drawn from a normal distribution of variance 1: they are normed before they ask, and are what tells
-    their outputs apart as long as the attention is even. (Idefics 2's begin all equal.)
+    their outputs apart as long as the attention is even. They form no rows, so there is no separator of rows.
     """
 
     config: ResamplerConfig
