@@ -139,7 +139,8 @@ def test_answers_are_those_of_transformers(directory, theirs):
     tokenizer = loaded.processor.tokenizer
     tokenizer = tokenizer.with_ids(end_ids=(tokenizer.image_id,))  # which is never written, so nothing stops early
     engine = Engine(loaded.config, loaded.params, dataclasses.replace(loaded.processor, tokenizer=tokenizer))
-    answers = engine.generate([ours_of(prompt) for prompt in PROMPTS], max_new_tokens=NEW_TOKENS)
-    for prompt, answer in zip(PROMPTS, answers, strict=True):
+    asked = PROMPTS[1::2]  # three pictures in two turns, and none
+    answers = engine.generate([ours_of(prompt) for prompt in asked], max_new_tokens=NEW_TOKENS)
+    for prompt, answer in zip(asked, answers, strict=True):
         assert answer == engine.text(greedy(directory, theirs, prompt)), prompt
     assert len({*answers}) == len(answers)
