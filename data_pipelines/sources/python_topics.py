@@ -66,7 +66,9 @@ class PythonTopicsSource:
 
 def _pieces(text: str, characters: int) -> list[str]:
     """The text in pieces of whole paragraphs, lines joined and rulers dropped."""
-    paragraphs = [re.sub(r"\s+", " ", re.sub(r"(?m)^[ \t]*[*=\-~^]{3,}$", "", part)).strip() for part in text.split("\n\n")]
+    paragraphs = [
+        re.sub(r"\s+", " ", re.sub(r"(?m)^[ \t]*[*=\-~^]{3,}$", "", part)).strip() for part in text.split("\n\n")
+    ]
     pieces: list[str] = []
     for paragraph in filter(None, paragraphs):
         for part in textwrap.wrap(paragraph, characters, break_on_hyphens=False):
