@@ -123,7 +123,9 @@ def whole(kind: str, text: dict[str, Any], given, vision=VIT, **fields: Any) -> 
 
 WHOLE: dict[str, Case] = {
     "blip2_llama": whole("Blip2", LLAMA, functools.partial(inputs, QUERIES)),
-    "blip2_gemma": whole("Blip2", GEMMA, functools.partial(inputs, QUERIES), cross_attention_frequency=1),
+    "blip2_gemma": whole(
+        "Blip2", GEMMA, functools.partial(inputs, QUERIES), cross_attention_frequency=1, use_qformer_text_input=True
+    ),
     "instructblip_llama": whole("InstructBlip", LLAMA, instructed),
     "instructblip_qwen2": whole("InstructBlip", QWEN2, instructed, num_hidden_layers=2),
 }
