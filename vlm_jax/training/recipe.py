@@ -97,7 +97,9 @@ def train(
     log.info("devices: %d %s, mesh %s", jax.device_count(), jax.default_backend(), dict(mesh.shape))
     processor = prepare_processor(experiment, path)
     log.info(
-        "tokenizer: %d pieces; %d visual tokens an image slot", processor.tokenizer.vocabulary_size, processor.prompt_tokens
+        "tokenizer: %d pieces; %d visual tokens an image slot",
+        processor.tokenizer.vocabulary_size,
+        processor.prompt_tokens,
     )
     quarantine = Quarantine(path / "quarantine.jsonl", experiment.bad_record_limit)
     with Preemption() as leaving, use_mesh(mesh):
