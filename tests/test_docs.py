@@ -45,7 +45,8 @@ COMMANDS = commands()
 
 def test_commands_were_found() -> None:
     assert {where for where, _ in COMMANDS} >= {"README.md", "docs/evaluation.md", "vlm_jax/cli.py"}
-    assert {words[0] for _, words in COMMANDS} == {"train", "eval", "compare", "generate", "serve", "convert", "data", "ablate"}
+    known = {"train", "eval", "compare", "generate", "serve", "convert", "data", "ablate"}
+    assert {words[0] for _, words in COMMANDS} == known
 
 
 @pytest.mark.parametrize(("where", "words"), COMMANDS, ids=lambda x: x if isinstance(x, str) else " ".join(x))

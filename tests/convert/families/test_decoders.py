@@ -104,7 +104,7 @@ def test_rope_is_read_in_both_forms_and_written(name):
         ({"partial_rotary_factor": 0.25}, "partial_rotary_factor 0.25"),
         ({"rope_scaling": "yarn"}, "rope_scaling is 'yarn'"),
         ({"max_position_embeddings": None}, "max_position_embeddings is None"),
-        ({"hidden_act": "relu2"}, "hidden_act is 'relu2'"),
+        ({"hidden_act": "mish"}, "hidden_act is 'mish'"),
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
         ({"num_hidden_layers": "32"}, "num_hidden_layers is '32'"),
         ({"hidden_size": None}, "hidden_size is None"),

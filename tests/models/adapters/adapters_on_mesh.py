@@ -1,5 +1,5 @@
-"""Trains adapters for two steps on a mesh of all devices and writes what came out; a program of its own, since the
-number of devices is fixed when jax starts.
+"""Trains a model of many adapters for two steps on a mesh of all devices and writes what came out; a program of
+its own, since the number of devices is fixed when jax starts.
 
     XLA_FLAGS=--xla_force_host_platform_device_count=8 python adapters_on_mesh.py OUT
 """
@@ -17,15 +17,14 @@ from flax import traverse_util
 from vlm_jax.batch import Batch
 from vlm_jax.checkpoints import initialise_missing
 from vlm_jax.losses.next_token import next_token_objective
-from vlm_jax.models.presets import vlm_mu, with_adapter
+from vlm_jax.models.adapters import CrossAttentionConfig
+from vlm_jax.models.presets import ADAPTERS, vlm_mu
 from vlm_jax.models.vlm import VLM
 from vlm_jax.optim import OptimizerConfig, Schedule, assign_rules, build_optimizer
 from vlm_jax.parallel import MeshConfig, batch_sharding, build_mesh, use_mesh
 from vlm_jax.training.state import create_state
 from vlm_jax.training.step import compile_step, train_step
 
-SHARDED = ("qformer", "resampled_cross_attention", "hybrid")
-"""Of `presets.ADAPTERS`: those that differ in their parts."""
 OPTIMIZER = OptimizerConfig(
     arguments={"eps": 1e-2},  # with the usual 1e-8 Adam makes steps out of gradients that are nothing but rounding
     schedule=Schedule(peak=1e-2, shape="constant"),
@@ -81,9 +80,16 @@ def train(config, mesh_config, batches, optimizer_config=OPTIMIZER, steps=100):
     return losses, before, state
 
 
-def run(name, mesh_config):
+def many_adapters():
+    """A mu whose visual tokens come from a Q-Former, beside gated blocks that read what a resampler makes."""
+    mu = vlm_mu()
+    prompt, memory = (ADAPTERS[name](mu, mu.prompt_tokens) for name in ("qformer", "resampler"))
+    return dataclasses.replace(mu, adapter=CrossAttentionConfig(every=1, visible="all", memory=memory, prompt=prompt))
+
+
+def run(mesh_config):
     """(losses of two steps, parameters by name, how many parameters of the adapter are spread over devices)."""
-    config = with_adapter(vlm_mu(), name)
+    config = many_adapters()
     losses, _, state = train(config, mesh_config, [batch_for(config)] * 2)
     flat = traverse_util.flatten_dict(state.params, sep="/")
     shared = sum(
@@ -93,11 +99,10 @@ def run(name, mesh_config):
 
 
 def main(directory):
-    """Writes OUT/NAME.json and OUT/NAME.npz for each."""
-    for name in SHARDED:
-        losses, params, shared = run(name, MeshConfig(data=2, fsdp=2, tensor=2))
-        Path(directory, f"{name}.json").write_text(json.dumps({"losses": losses, "shared": shared}))
-        np.savez(Path(directory, f"{name}.npz"), **params)
+    """Writes OUT/sharded.json and OUT/sharded.npz."""
+    losses, params, shared = run(MeshConfig(data=2, fsdp=2, tensor=2))
+    Path(directory, "sharded.json").write_text(json.dumps({"losses": losses, "shared": shared}))
+    np.savez(Path(directory, "sharded.npz"), **params)
 
 
 if __name__ == "__main__":
