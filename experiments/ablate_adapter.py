@@ -158,8 +158,8 @@ def texts(
     shapes = ShapeTexts(split, name=f"shape_texts{suffix}")
     prose = PythonTopics(split, characters, name=f"python_topics{suffix}")
     return (
-        MixtureEntry(shapes, Instruct(questions=3), weight=0.65 * weight),
-        MixtureEntry(prose, TextOnly(when_long), weight=0.35 * weight),
+        MixtureEntry(shapes, Instruct(questions=3), weight=0.8 * weight),
+        MixtureEntry(prose, TextOnly(when_long), weight=0.2 * weight),
     )
 
 
@@ -189,7 +189,7 @@ def decoder() -> Experiment:
             Stage(
                 "text",
                 DataConfig(texts("train"), rows=16, length=128, images=0, virtual_shards=4),
-                steps=400,
+                steps=600,
                 optimizer=optimizer("^$", 4e-3, warmup=20),
                 validation=Validation(texts("validation"), every=200, batches=4),
             ),
@@ -230,8 +230,8 @@ def arm(size: Size, adapter: AdapterConfig) -> Experiment:
                 "instruct",
                 rows(
                     (
-                        MixtureEntry(asked, Instruct(questions=4), weight=0.6),
-                        MixtureEntry(described, Captions(), weight=0.2),
+                        MixtureEntry(asked, Instruct(questions=4), weight=0.65),
+                        MixtureEntry(described, Captions(), weight=0.15),
                         # Where rows are of different lengths, texts must not be split where these end.
                         *texts("train", 110, weight=0.2, when_long="refuse"),
                     ),

@@ -1,12 +1,12 @@
 """A study from end to end: killed, gone on with, evaluated, measured; and one with an arm that fails."""
 
 import json
-import os
 import re
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -29,13 +29,17 @@ ARMS, SEEDS = ("linear", "pooled"), (0, 1)
 
 
 @pytest.fixture(autouse=True, scope="module")
-def quick_compilation():
-    """Most of the time of these tests is XLA's; they do not measure how well it optimises."""
-    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-    del os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"]
+def quick_compilation() -> Iterator[None]:
+    """Most of the time of these tests is XLA's, which they do not measure; a second seed needs not compile again."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+        patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+        before = jax.config.jax_persistent_cache_min_compile_time_secs
+        jax.config.update("jax_disable_most_optimizations", True)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+        yield
+        jax.config.update("jax_disable_most_optimizations", False)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", before)
 
 
 @pytest.fixture(scope="module")
