@@ -158,8 +158,8 @@ def texts(
     shapes = ShapeTexts(split, name=f"shape_texts{suffix}")
     prose = PythonTopics(split, characters, name=f"python_topics{suffix}")
     return (
-        MixtureEntry(shapes, Instruct(questions=3), weight=0.8 * weight),
-        MixtureEntry(prose, TextOnly(when_long), weight=0.2 * weight),
+        MixtureEntry(shapes, Instruct(questions=3), weight=0.5 * weight),
+        MixtureEntry(prose, TextOnly(when_long), weight=0.5 * weight),
     )
 
 
@@ -189,7 +189,7 @@ def decoder() -> Experiment:
             Stage(
                 "text",
                 DataConfig(texts("train"), rows=16, length=128, images=0, virtual_shards=4),
-                steps=600,
+                steps=500,
                 optimizer=optimizer("^$", 4e-3, warmup=20),
                 validation=Validation(texts("validation"), every=200, batches=4),
             ),
