@@ -98,7 +98,7 @@ def _against(points: Sequence[tuple[ArmFigures, float]], label: str) -> Figure:
     axes.margins(y=0.15)
     axes.set_xlabel(label)
     axes.xaxis.set_major_locator(MaxNLocator(6))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f} %"))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g} %"))
     return figure
 
 
