@@ -1,6 +1,9 @@
 """Options and paths that all tests share."""
 
+import gc
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
@@ -28,3 +31,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def root() -> Path:
     """The repository's directory."""
     return ROOT
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_programs() -> Iterator[None]:
+    """Forgets compiled programs after a file of tests, once there are many.
+
+    Each takes some memory maps, of which Linux gives a process 65,530 by default; one more, and XLA aborts.
+    """
+    yield
+    maps = Path("/proc/self/maps")
+    if "jax" in sys.modules and maps.exists() and maps.read_bytes().count(b"\n") > 20_000:
+        sys.modules["jax"].clear_caches()
+        gc.collect()
