@@ -1,14 +1,11 @@
 """Llama 3.2 Vision against transformers: numbers, the way out and back in, and whole prompts."""
 
-import jax
-import numpy as np
 import pytest
-import torch
 from cases_mllama import CASES
 from harness import assert_same, run
-from safetensors.numpy import load_file
+from round_trip import assert_comes_back
 
-from vlm_jax.convert import load_hf, run_hf_inputs, save_hf
+from vlm_jax.convert import load_hf, run_hf_inputs
 
 
 @pytest.fixture(params=CASES)
@@ -27,16 +24,4 @@ def test_logits_and_hidden_states(model):
 
 def test_out_and_in_again(model, tmp_path):
     case, theirs, config, params = model
-    save_hf(config, params, tmp_path / "out")
-    again, same = load_hf(tmp_path / "out")
-    assert again == config
-    jax.tree.map(np.testing.assert_array_equal, same, params)
-    save_hf(again, same, tmp_path / "twice")
-    first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("out", "twice"))
-    assert first.keys() == second.keys()
-    exported, info = type(theirs).from_pretrained(
-        tmp_path / "out", attn_implementation="eager", dtype=torch.float32, output_loading_info=True
-    )
-    assert not {name: keys for name, keys in info.items() if keys}
-    inputs = case.inputs()
-    assert_same(run(exported.eval(), inputs), run(theirs, inputs), inputs)
+    assert_comes_back(config, params, theirs, case.inputs(), tmp_path, type(theirs))
