@@ -1,20 +1,19 @@
 """Idefics 2 from a prompt to an answer: its processor's ids and pixels, quarters of pictures, and greedy tokens."""
 
 import dataclasses
-import io
 
 import numpy as np
-import PIL.Image
 import pytest
 import torch
 import transformers
 from cases_vlms import IDEFICS_VISION, MISTRAL, PERCEIVER
 from chat_texts import BOS, ENDS, SMOLVLM, build_tokenizer
 from harness import saved_shapes
+from picture_turns import ours_of, picture, read_by
 from transformers.models.idefics2.image_processing_pil_idefics2 import Idefics2ImageProcessorPil
 from weights import write_weights
 
-from data_pipelines.examples import Example, Image, Text
+from data_pipelines.examples import Image
 from vlm_jax.checkpoints.reference import load_model
 from vlm_jax.convert import load_hf, save_hf
 from vlm_jax.convert.processors import load_processor_hf, save_processor_hf
@@ -33,32 +32,6 @@ PROMPTS = (
     (([(42, 42)], ""),),
 )
 """Turns of user and assistant: sizes of pictures (height, width), and a text."""
-ROLES = ("user", "assistant", "user")
-
-
-def picture(size):
-    file = io.BytesIO()
-    pixels = np.random.default_rng(sum(size)).integers(0, 256, (*size, 3), np.uint8)
-    PIL.Image.fromarray(pixels).save(file, "png")
-    return file.getvalue()
-
-
-def ours_of(prompt):
-    segments = []
-    for role, (sizes, text) in zip(ROLES, prompt, strict=False):
-        segments += [*(Image(data=picture(size)) for size in sizes), Text(text, role=role)]
-    return Example(tuple(segments))
-
-
-def theirs_of(processor, prompt):
-    """What transformers' processor makes of a prompt."""
-    turns = [
-        {"role": role, "content": [*[{"type": "image"}] * len(sizes), {"type": "text", "text": text}]}
-        for role, (sizes, text) in zip(ROLES, prompt, strict=False)
-    ]
-    shown = [PIL.Image.open(io.BytesIO(picture(size))) for sizes, _ in prompt for size in sizes]
-    text = processor.apply_chat_template(turns, add_generation_prompt=True)
-    return processor(text=[text], images=[shown] if shown else None, return_tensors="np")
 
 
 @pytest.fixture(scope="module", params=["llama3", "metaspace"])
@@ -86,7 +59,7 @@ def directory(request, tmp_path_factory):
 
 def assert_same_prompts(ours, theirs, config, *, pixels=True):
     for prompt in PROMPTS:
-        out = theirs_of(theirs, prompt)
+        out = read_by(theirs, prompt)
         rendered = ours.render(ours_of(prompt), "assistant")
         assert rendered.tokens.tolist() == out["input_ids"][0].tolist(), prompt
         pictures = [part for part in ours_of(prompt).trunk if isinstance(part, Image)]
@@ -117,7 +90,7 @@ def test_quarters_of_pictures_come_before_the_whole(directory, tmp_path):
     ours = load_processor_hf(tmp_path / "in", config)
     assert_same_prompts(ours, theirs, config, pixels=False)
     image = Image(data=picture((4 * SIDE, 2 * SIDE)))
-    [expected] = theirs_of(theirs, (([(4 * SIDE, 2 * SIDE)], "a"),))["pixel_values"]
+    [expected] = read_by(theirs, (([(4 * SIDE, 2 * SIDE)], "a"),))["pixel_values"]
     found = np.moveaxis(normalise(ours.slots(image), config.encoder), -1, 1)
     assert found.shape == expected.shape
     np.testing.assert_allclose(found[4], expected[4], atol=1e-5)
@@ -140,7 +113,7 @@ def test_answers_are_those_of_transformers(directory):
     engine = Engine(loaded.config, loaded.params, dataclasses.replace(loaded.processor, tokenizer=tokenizer))
     answers = engine.generate([ours_of(prompt) for prompt in PROMPTS[:3]], max_new_tokens=NEW_TOKENS)
     for prompt, answer in zip(PROMPTS, answers, strict=False):
-        given = {name: torch.from_numpy(np.asarray(array)) for name, array in theirs_of(theirs, prompt).items()}
+        given = {name: torch.from_numpy(np.asarray(array)) for name, array in read_by(theirs, prompt).items()}
         out = model.generate(**given, max_new_tokens=NEW_TOKENS, do_sample=False, pad_token_id=0, eos_token_id=None)
         assert answer == engine.text(out[0, given["input_ids"].shape[1] :].tolist()), prompt
     assert len({*answers}) == len(answers)

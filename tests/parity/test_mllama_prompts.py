@@ -1,20 +1,19 @@
 """Llama 3.2 Vision from a prompt to an answer: its processor's ids, tiles and masks, and greedy tokens."""
 
 import dataclasses
-import io
 
 import numpy as np
-import PIL.Image
 import pytest
 import torch
 import transformers
 from cases_mllama import TEXT, VISION
 from chat_texts import BOS, ENDS, build_tokenizer
 from harness import saved_shapes
+from picture_turns import ours_of, read_by
 from transformers.models.mllama.image_processing_pil_mllama import MllamaImageProcessorPil
 from weights import write_weights
 
-from data_pipelines.examples import Example, Image, Text
+from data_pipelines.examples import Image
 from vlm_jax.checkpoints.reference import load_model
 from vlm_jax.convert import load_hf
 from vlm_jax.convert.processors import load_processor_hf, save_processor_hf
@@ -45,32 +44,6 @@ PROMPTS = (
     (([], "Is there a red circle?"),),
 )
 """Turns of user and assistant: sizes of pictures (height, width), and a text."""
-ROLES = ("user", "assistant", "user")
-
-
-def picture(size):
-    file = io.BytesIO()
-    pixels = np.random.default_rng(sum(size)).integers(0, 256, (*size, 3), np.uint8)
-    PIL.Image.fromarray(pixels).save(file, "png")
-    return file.getvalue()
-
-
-def ours_of(prompt):
-    segments = []
-    for role, (sizes, text) in zip(ROLES, prompt, strict=False):
-        segments += [*(Image(data=picture(size)) for size in sizes), Text(text, role=role)]
-    return Example(tuple(segments))
-
-
-def theirs_of(processor, prompt):
-    """What transformers' processor makes of a prompt."""
-    turns = [
-        {"role": role, "content": [*[{"type": "image"}] * len(sizes), {"type": "text", "text": text}]}
-        for role, (sizes, text) in zip(ROLES, prompt, strict=False)
-    ]
-    shown = [PIL.Image.open(io.BytesIO(picture(size))) for sizes, _ in prompt for size in sizes]
-    text = processor.apply_chat_template(turns, add_generation_prompt=True)
-    return processor(text=[text], images=[shown] if shown else None, add_special_tokens=False, return_tensors="np")
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +75,7 @@ def theirs(directory):
 
 def assert_same_prompts(ours, theirs, config):
     for prompt in PROMPTS:
-        out = theirs_of(theirs, prompt)
+        out = read_by(theirs, prompt, add_special_tokens=False)
         rendered = ours.render(ours_of(prompt), "assistant")
         assert rendered.tokens.tolist() == out["input_ids"][0].tolist(), prompt
         pictures = [part for part in ours_of(prompt).trunk if isinstance(part, Image)]
@@ -129,7 +102,10 @@ def greedy(directory, theirs, prompt):
     model = transformers.MllamaForConditionalGeneration.from_pretrained(
         directory, attn_implementation="eager", dtype=torch.float32
     ).eval()
-    given = {name: torch.from_numpy(np.asarray(array)) for name, array in theirs_of(theirs, prompt).items()}
+    given = {
+        name: torch.from_numpy(np.asarray(array))
+        for name, array in read_by(theirs, prompt, add_special_tokens=False).items()
+    }
     out = model.generate(**given, max_new_tokens=NEW_TOKENS, do_sample=False, pad_token_id=0, eos_token_id=None)
     return out[0, given["input_ids"].shape[1] :].tolist()
 
