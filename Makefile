@@ -76,7 +76,11 @@ $(VENV)/prepare.stamp: $(VENV)/base.stamp requirements/prepare.lock
 	$(PIP) -r requirements/prepare.lock
 	@touch $@
 
-$(VENV)/test.stamp: $(VENV)/prepare.stamp requirements/test.lock
+$(VENV)/tpu.stamp: $(VENV)/base.stamp requirements/tpu.lock
+	$(PIP) -r requirements/tpu.lock
+	@touch $@
+
+$(VENV)/test.stamp: $(VENV)/prepare.stamp $(VENV)/tpu.stamp requirements/test.lock
 	$(PIP) -r requirements/test.lock
 	@touch $@
 
@@ -95,6 +99,9 @@ lock:
 	$(PYTHON) -m venv build/lock
 	build/lock/bin/python -m pip install --quiet 'setuptools>=77' --editable .
 	$(FREEZE) > requirements/base.lock
+	build/lock/bin/python -m pip install --quiet --constraint requirements/base.lock --editable '.[tpu]'
+	(echo '-r base.lock'; $(FREEZE) | $(NOT_IN) --file=requirements/base.lock) > requirements/tpu.lock
+	build/lock/bin/python -m pip uninstall --quiet --yes libtpu
 	build/lock/bin/python -m pip install --quiet --constraint requirements/base.lock --editable '.[prepare]'
 	(echo '-r base.lock'; $(FREEZE) | $(NOT_IN) --file=requirements/base.lock) > requirements/prepare.lock
 	build/lock/bin/python -m pip install --quiet --constraint requirements/prepare.lock --editable '.[prepare,test]'

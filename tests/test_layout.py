@@ -18,7 +18,7 @@ LAYERS = (
     {"config"},
     {"checkpoints", "overrides"},
     {"training", "serving"},
-    {"evaluation"},
+    {"evaluation", "rehearsal"},
     {"ablation"},
     {"commands"},
     {"cli"},
