@@ -1,0 +1,1 @@
+"""What a run would cost on TPUs that are not there: the real compiler, and a model of the hardware."""
