@@ -172,3 +172,17 @@ def test_without_a_file_there_are_no_lines(tmp_path):
     path = epath.Path(tmp_path) / "metrics.jsonl"
     assert read_metrics(path) == []
     assert rewind_metrics(path, [], "pre", 0) is None
+
+
+def test_other_parts_add_figures_to_a_line_from_the_steps_that_it_covers(tmp_path):
+    lines = []
+
+    def slots(interval):
+        return {"slots": interval.sums["positions"], "steps": interval.steps, "at": interval.event.step}
+
+    figures = [slots, lambda interval: {"rate": interval.steps / interval.seconds}]
+    recorder = Recorder(epath.Path(tmp_path), "sft", SOURCES, (3,), [lines.append], figures=figures)
+    for step in range(1, 6):
+        recorder(event(step, last=step == 5))
+    assert [(line["slots"], line["steps"], line["at"]) for line in lines] == [(300, 3, 3), (200, 2, 5)]
+    assert all(line["rate"] > 0 for line in lines)

@@ -1,5 +1,6 @@
 """From the step's sums on the device to lines of metrics.jsonl; and the watch for numbers that are not finite."""
 
+import dataclasses
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +17,24 @@ from vlm_jax.training.step import Metrics
 
 Line = dict[str, Any]
 Sink = Callable[[Line], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Interval:
+    """The steps that one line covers, for figures that other parts add to it."""
+
+    steps: int
+    """How many."""
+    seconds: float
+    """Since the line before, or since the stage began or was resumed."""
+    sums: Mapping[str, np.ndarray]
+    """Metrics of the step, added up over the steps."""
+    event: Event
+    """Of the last of them."""
+
+
+Figures = Callable[[Interval], Mapping[str, Any]]
+"""Gives further keys of a line."""
 
 _WATCHED = ("loss", "gradient_norm", "update_norm")
 """A step that made one of these infinite or not a number ends the run, and is not saved."""
@@ -35,6 +54,7 @@ class Recorder:
         every: Sequence[int],
         sinks: Sequence[Sink],
         last_line: Line | None = None,
+        figures: Sequence[Figures] = (),
     ) -> None:
         """Args:
         workdir: nonfinite.json is written there.
@@ -43,9 +63,10 @@ class Recorder:
         every: a line is due at multiples of any of these steps.
         sinks: called with each line.
         last_line: of the part of the run that came before; its totals are continued.
+        figures: what else stands in a line; asked in this order, on the host, only when a line is due.
         """
         self._workdir, self._stage, self._sources = workdir, stage, sources
-        self._every, self._sinks = every, sinks
+        self._every, self._sinks, self._figures = every, sinks, figures
         self._pending: list[tuple[int, Metrics, BatchInfo]] = []
         self._settled: list[Mapping[str, np.ndarray]] = []
         before = last_line or {}
@@ -126,6 +147,9 @@ class Recorder:
             "seconds": round(self._seconds, 3),
             **event.extras,
         }
+        interval = Interval(len(self._settled), elapsed, sums, event)
+        for figures in self._figures:
+            line |= figures(interval)
         self._settled.clear()
         for sink in self._sinks:
             sink(line)
