@@ -30,7 +30,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 from rich.table import Table
 
 from vlm_jax.batch import Batch
@@ -45,7 +44,7 @@ from vlm_jax.models.layers import Precision
 from vlm_jax.models.presets import ADAPTERS, PRESETS, with_adapter
 from vlm_jax.models.vlm import VLM, VLMConfig
 from vlm_jax.optim import OptimizerConfig, Rule, assign_rules, build_optimizer
-from vlm_jax.parallel import MeshConfig, build_mesh, use_mesh
+from vlm_jax.parallel import Layout, MeshConfig, build_layout, use_layout
 from vlm_jax.training.state import create_state
 from vlm_jax.training.step import compile_step, train_step
 
@@ -136,14 +135,14 @@ def fill_pictures(arrays: dict[str, Any], config: VLMConfig, sizes: Sizes, rng: 
 class Training:
     """A compiled step and its state; calling it makes a step."""
 
-    def __init__(self, config: VLMConfig, params: Any, batch: Batch, table: tuple[Rule, ...], mesh: Mesh) -> None:
+    def __init__(self, config: VLMConfig, params: Any, batch: Batch, table: tuple[Rule, ...], layout: Layout) -> None:
         model, optimizer_config = VLM(config), OptimizerConfig(table=table)
         params = jax.tree.map(jnp.copy, params)  # a step gives up what it is given
         self.adapter = sum(leaf.size for leaf in jax.tree.leaves(params.get("adapter", {})))
         """Parameters of the adapter."""
         rules = assign_rules(table, params)
         optimizer = build_optimizer(optimizer_config, rules, steps=1000)
-        self.state = create_state(params, rules, optimizer, config.precision.compute, mesh)
+        self.state = create_state(params, rules, optimizer, config.precision.compute, layout)
         self.batch = jax.device_put(batch)
         pure = functools.partial(
             train_step,
@@ -197,9 +196,9 @@ class Answering:
         return time.perf_counter() - start
 
 
-def draw(config: VLMConfig, sizes: Sizes, mesh: Mesh) -> Any:
+def draw(config: VLMConfig, sizes: Sizes, layout: Layout) -> Any:
     """Random parameters, of the encoder only where it is used."""
-    params = initialise_missing(VLM(config), mesh, seed=0)
+    params = initialise_missing(VLM(config), layout, seed=0)
     return params if sizes.encoder else {name: part for name, part in params.items() if name != "encoder"}
 
 
@@ -223,12 +222,12 @@ def spread(values: list[float]) -> dict[str, float]:
 class Bare:
     """The LLM by itself: what the others are measured against."""
 
-    def __init__(self, config: VLMConfig, sizes: Sizes, mesh: Mesh, new: int) -> None:
+    def __init__(self, config: VLMConfig, sizes: Sizes, layout: Layout, new: int) -> None:
         config = VLMConfig(config.decoder, precision=config.precision)
         batch = make_batch(config, sizes)
         self.flops = step_flops(config, sizes)
-        params = draw(config, sizes, mesh)
-        self.training = Training(config, params, batch, (Rule(".*"),), mesh)
+        params = draw(config, sizes, layout)
+        self.training = Training(config, params, batch, (Rule(".*"),), layout)
         self.answering = Answering(config, batch, params, new)
         self.training()
 
@@ -246,12 +245,12 @@ class Bare:
         }
 
 
-def measure(name: str, model: VLMConfig, bare: Bare, sizes: Sizes, mesh: Mesh, arguments: Any) -> dict[str, Any]:
+def measure(name: str, model: VLMConfig, bare: Bare, sizes: Sizes, layout: Layout, arguments: Any) -> dict[str, Any]:
     """Figures of one adapter, each a ratio to the bare LLM's beside it."""
     config = with_adapter(model, name, arguments.tokens)
     batch = make_batch(config, sizes)
-    params = draw(config, sizes, mesh)
-    whole, alone = (Training(config, params, batch, table, mesh) for table in (ALL, ADAPTER_ONLY))
+    params = draw(config, sizes, layout)
+    whole, alone = (Training(config, params, batch, table, layout) for table in (ALL, ADAPTER_ONLY))
     decoder = Answering(config, batch, params, arguments.new)
     whole(), alone()
     ratios: dict[str, list[float]] = {"step": [], "adapter_only": [], "decode": []}
@@ -321,10 +320,10 @@ def main() -> None:
 
     model = dataclasses.replace(MODELS[arguments.preset](), precision=Precision(compute=arguments.dtype))
     sizes = Sizes(arguments.rows, arguments.text, arguments.images, arguments.encoder)
-    mesh = build_mesh(MeshConfig())
-    with use_mesh(mesh):
-        bare = Bare(model, sizes, mesh, arguments.new)
-        results = [measure(name, model, bare, sizes, mesh, arguments) for name in arguments.adapters]
+    layout = build_layout(MeshConfig())
+    with use_layout(layout):
+        bare = Bare(model, sizes, layout, arguments.new)
+        results = [measure(name, model, bare, sizes, layout, arguments) for name in arguments.adapters]
         reference = bare.figures(sizes, arguments.repeats)
     table_console().print(
         table_of(

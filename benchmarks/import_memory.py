@@ -27,7 +27,7 @@ from rich.table import Table
 from vlm_jax.convert import load_hf, save_hf
 from vlm_jax.models.abstract import boxed_params, build_model
 from vlm_jax.models.decoder import DecoderConfig
-from vlm_jax.parallel import MeshConfig, abstract_params, build_mesh
+from vlm_jax.parallel import MeshConfig, abstract_params, build_layout
 
 CASES = {
     "float32, one file": ("float32", 1, None, 1),
@@ -74,7 +74,7 @@ def resident() -> int:
 
 def load_and_measure(directory: str, dtype: str | None, devices: int) -> dict[str, float]:
     """Peak over the start, and bytes held, of one import in this process."""
-    mesh = build_mesh(MeshConfig(fsdp=2, tensor=devices // 2)) if devices > 1 else None
+    layout = build_layout(MeshConfig(fsdp=2, tensor=devices // 2)) if devices > 1 else None
     jax.block_until_ready(jnp.zeros(1))
     before = peak = resident()
     done = threading.Event()
@@ -88,7 +88,7 @@ def load_and_measure(directory: str, dtype: str | None, devices: int) -> dict[st
     sampler = threading.Thread(target=sample)
     sampler.start()
     start = time.perf_counter()
-    _, params = load_hf(directory, dtype=dtype, mesh=mesh)
+    _, params = load_hf(directory, dtype=dtype, layout=layout)
     jax.block_until_ready(params)
     seconds = time.perf_counter() - start
     done.set()

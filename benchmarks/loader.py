@@ -52,7 +52,7 @@ from vlm_jax.config import Stage, load_experiment
 from vlm_jax.errors import UserError
 from vlm_jax.models.vlm import VLM
 from vlm_jax.optim import assign_rules, build_optimizer
-from vlm_jax.parallel import build_mesh, use_mesh
+from vlm_jax.parallel import build_layout, use_layout
 from vlm_jax.training.hooks import Preemption
 from vlm_jax.training.recipe import Run, build_step
 from vlm_jax.training.state import create_state
@@ -191,11 +191,11 @@ def loader_rate(run: Run, stage: Stage, batches: int) -> float:
 
 def step_rate(run: Run, stage: Stage, steps: int) -> float:
     """Steps a second on a batch that is already there."""
-    abstract = abstract_params(run.model, run.mesh)
+    abstract = abstract_params(run.model, run.layout)
     rules = assign_rules(stage.optimizer.table, abstract)
     optimizer = build_optimizer(stage.optimizer, rules, stage.steps, logical_axes(run.model))
-    params = initialise_missing(run.model, run.mesh, run.experiment.seed)
-    state = create_state(params, rules, optimizer, run.experiment.model.precision.compute, run.mesh)
+    params = initialise_missing(run.model, run.layout, run.experiment.seed)
+    state = create_state(params, rules, optimizer, run.experiment.model.precision.compute, run.layout)
     step = build_step(run, stage, optimizer, state)
     with contextlib.closing(make_loader(stage, run.processor, seed=run.experiment.seed)) as loader:
         batch = jax.device_put(next(loader)[0])
@@ -211,12 +211,19 @@ def step_rate(run: Run, stage: Stage, steps: int) -> float:
 def against_step(arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
     """Figures of every stage."""
     experiment = load_experiment(arguments.experiment)
-    mesh = build_mesh(experiment.mesh)
+    layout = build_layout(experiment.mesh)
     processor, model = build_processor(experiment), VLM(experiment.model)
     figures = {}
-    with tempfile.TemporaryDirectory() as directory, use_mesh(mesh):
+    with tempfile.TemporaryDirectory() as directory, use_layout(layout):
         run = Run(
-            experiment, epath.Path(directory), processor, model, mesh, Quarantine(), Preemption(), Console(stderr=True)
+            experiment,
+            epath.Path(directory),
+            processor,
+            model,
+            layout,
+            Quarantine(),
+            Preemption(),
+            Console(stderr=True),
         )
         for stage in experiment.stages:
             fed, used = loader_rate(run, stage, arguments.batches), step_rate(run, stage, arguments.steps)

@@ -31,7 +31,7 @@ from vlm_jax.models.layers import Precision
 from vlm_jax.models.presets import PRESETS
 from vlm_jax.models.vlm import VLM, VLMConfig
 from vlm_jax.optim import OptimizerConfig, assign_rules, build_optimizer
-from vlm_jax.parallel import MeshConfig, build_mesh, use_mesh
+from vlm_jax.parallel import MeshConfig, build_layout, use_layout
 from vlm_jax.training.state import create_state
 from vlm_jax.training.step import compile_step, train_step
 
@@ -87,13 +87,13 @@ def main() -> None:
 
     config = dataclasses.replace(PRESETS[arguments.preset](), precision=Precision(compute=arguments.dtype))
     sizes = (arguments.rows, arguments.length, arguments.images)
-    model, mesh = VLM(config), build_mesh(MeshConfig())
-    with use_mesh(mesh):
-        params = initialise_missing(model, mesh, seed=0)
+    model, layout = VLM(config), build_layout(MeshConfig())
+    with use_layout(layout):
+        params = initialise_missing(model, layout, seed=0)
         optimizer_config = OptimizerConfig()
         rules = assign_rules(optimizer_config.table, params)
         optimizer = build_optimizer(optimizer_config, rules, steps=1000)
-        state = create_state(params, rules, optimizer, arguments.dtype, mesh)
+        state = create_state(params, rules, optimizer, arguments.dtype, layout)
         del params
         objective = functools.partial(next_token_objective, model.apply, sources=1, chunk=128)
         pure = functools.partial(

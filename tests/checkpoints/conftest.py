@@ -14,7 +14,7 @@ from vlm_jax.checkpoints.files import read_files
 from vlm_jax.config import load_experiment
 from vlm_jax.models.vlm import VLM
 from vlm_jax.optim import OptimizerConfig, assign_rules, build_optimizer
-from vlm_jax.parallel import MeshConfig, build_mesh
+from vlm_jax.parallel import MeshConfig, build_layout
 from vlm_jax.serialise import to_json
 from vlm_jax.training.state import abstract_optimizer, create_state
 from vlm_jax.training.workdir import build_processor
@@ -40,22 +40,22 @@ def scramble(leaf):
 def tiny():
     """The tiny experiment, its model, and its parameters and optimiser state, both whole and abstract."""
     jax.config.update("jax_disable_most_optimizations", True)
-    experiment, mesh = load_experiment(str(TINY)), build_mesh(MeshConfig())
+    experiment, layout = load_experiment(str(TINY)), build_layout(MeshConfig())
     model = VLM(experiment.model)
-    abstract = abstract_params(model, mesh)
+    abstract = abstract_params(model, layout)
     config = OptimizerConfig()
     rules = assign_rules(config.table, abstract)
     optimizer = build_optimizer(config, rules, 10)
-    params = initialise_missing(model, mesh, seed=0)
-    state = create_state(params, rules, optimizer, "float32", mesh)
+    params = initialise_missing(model, layout, seed=0)
+    state = create_state(params, rules, optimizer, "float32", layout)
     return SimpleNamespace(
         experiment=experiment,
         model=model,
-        mesh=mesh,
+        layout=layout,
         params=params,
         optimizer=jax.tree.map(scramble, state.optimizer),
         abstract=abstract,
-        abstract_optimizer=abstract_optimizer(optimizer, abstract, mesh),
+        abstract_optimizer=abstract_optimizer(optimizer, abstract, layout),
     )
 
 
@@ -107,6 +107,6 @@ def reshaped(tiny):
 
     def reshape(**fields):
         decoder = dataclasses.replace(tiny.experiment.model.decoder, **fields)
-        return abstract_params(VLM(dataclasses.replace(tiny.experiment.model, decoder=decoder)), tiny.mesh)
+        return abstract_params(VLM(dataclasses.replace(tiny.experiment.model, decoder=decoder)), tiny.layout)
 
     return reshape

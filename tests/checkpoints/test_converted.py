@@ -50,6 +50,6 @@ def test_nothing_is_overwritten(tiny: Any, converted: Path) -> None:
 
 def test_an_encoder_by_itself_answers_nothing(tiny: Any, tmp_path: Path) -> None:
     config = ViTConfig(image_size=(8, 8), stem=PatchStem(4), width=8, layers=1, heads=2, mlp_width=8)
-    save_converted(tmp_path / "encoder", config, initialise_missing(build_model(config), tiny.mesh, 0), {})
+    save_converted(tmp_path / "encoder", config, initialise_missing(build_model(config), tiny.layout, 0), {})
     with pytest.raises(UserError, match=r"a part by itself \(ViTConfig\)"):
         load_model(str(tmp_path / "encoder"))

@@ -28,7 +28,7 @@ def test_what_is_missing_is_drawn_as_if_nothing_had_been_loaded(tiny, given):
     everything = flat(tiny.params)
     prefix = {"nothing": "-", "everything": ""}.get(given, given)
     loaded = {name: leaf + 7 for name, leaf in everything.items() if name.startswith(prefix)}
-    found = flat(initialise_missing(tiny.model, tiny.mesh, 0, traverse_util.unflatten_dict(loaded, sep="/")))
+    found = flat(initialise_missing(tiny.model, tiny.layout, 0, traverse_util.unflatten_dict(loaded, sep="/")))
     assert set(found) == set(everything)
     for name, leaf in found.items():
         np.testing.assert_array_equal(leaf, loaded.get(name, everything[name]))
@@ -37,7 +37,7 @@ def test_what_is_missing_is_drawn_as_if_nothing_had_been_loaded(tiny, given):
 
 
 def test_another_seed_draws_other_parameters(tiny):
-    other = flat(initialise_missing(tiny.model, tiny.mesh, 1))
+    other = flat(initialise_missing(tiny.model, tiny.layout, 1))
     kernels = [name for name in other if name.endswith("kernel")]
     assert kernels
     assert not any(np.array_equal(other[name], flat(tiny.params)[name]) for name in kernels)

@@ -12,13 +12,13 @@ import jax
 import numpy as np
 
 from vlm_jax.convert import load_hf, save_hf
-from vlm_jax.parallel import MeshConfig, build_mesh
+from vlm_jax.parallel import MeshConfig, build_layout
 
 
 def main(directory: str) -> None:
     """Prints JSON."""
-    mesh = build_mesh(MeshConfig(fsdp=2, tensor=2))
-    config, params = load_hf(directory, mesh=mesh)
+    layout = build_layout(MeshConfig(fsdp=2, tensor=2))
+    config, params = load_hf(directory, layout=layout)
     _, alone = load_hf(directory)
     same = jax.tree.map(lambda a, b: np.asarray(a).tobytes() == np.asarray(b).tobytes(), params, alone)
     save_hf(config, params, directory + "-out")

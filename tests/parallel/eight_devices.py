@@ -20,7 +20,7 @@ from vlm_jax.config import load_experiment
 from vlm_jax.losses.next_token import next_token_objective
 from vlm_jax.models.vlm import VLM
 from vlm_jax.optim import OptimizerConfig, Rule, Schedule, assign_rules, build_optimizer
-from vlm_jax.parallel import MeshConfig, batch_sharding, build_mesh, use_mesh
+from vlm_jax.parallel import MeshConfig, build_layout, put_batch, use_layout
 from vlm_jax.training.state import create_state
 from vlm_jax.training.step import compile_step, train_step
 
@@ -59,14 +59,14 @@ def batch_for(model, rows=8, length=24):
 
 def run(mesh_config, accumulation=1, steps=2, model=None, make_batch=batch_for, change=lambda params: params):
     """(what came out as plain numbers, the state) of a few steps on a mesh."""
-    config, mesh = model or load_experiment(str(TINY)).model, build_mesh(mesh_config)
+    config, layout = model or load_experiment(str(TINY)).model, build_layout(mesh_config)
     model = VLM(config)
-    with use_mesh(mesh):
-        params = change(initialise_missing(model, mesh, seed=0))
+    with use_layout(layout):
+        params = change(initialise_missing(model, layout, seed=0))
         rules = assign_rules(OPTIMIZER.table, params)
         optimizer = build_optimizer(OPTIMIZER, rules, 10)
         out = {"drawn": tree_checksums(params)}
-        state = create_state(params, rules, optimizer, "float32", mesh)
+        state = create_state(params, rules, optimizer, "float32", layout)
         step = functools.partial(
             train_step,
             objective=lambda p, part: next_token_objective(model.apply, p, part, 1),
@@ -77,7 +77,7 @@ def run(mesh_config, accumulation=1, steps=2, model=None, make_batch=batch_for, 
         step = compile_step(step, state)
         out["losses"] = []
         for _ in range(steps):
-            state, metrics = step(state, jax.device_put(make_batch(config), batch_sharding(mesh)))
+            state, metrics = step(state, put_batch(make_batch(config), layout))
             out["losses"].append(float(metrics["loss"]))
         out["checksums"] = tree_checksums(state.params)
         flat = traverse_util.flatten_dict(state.params, sep="/")
@@ -89,7 +89,9 @@ def run(mesh_config, accumulation=1, steps=2, model=None, make_batch=batch_for, 
         }
         out["abstract_agrees"] = jax.tree.all(
             jax.tree.map(
-                lambda a, x: a.sharding.is_equivalent_to(x.sharding, x.ndim), abstract_params(model, mesh), state.params
+                lambda a, x: a.sharding.is_equivalent_to(x.sharding, x.ndim),
+                abstract_params(model, layout),
+                state.params,
             )
         )
     return out, state

@@ -12,39 +12,40 @@ from vlm_jax.config import load_experiment
 from vlm_jax.errors import UserError
 from vlm_jax.models.presets import PRESETS
 from vlm_jax.models.vlm import VLM
-from vlm_jax.parallel import MeshConfig, build_mesh, check_fits
-from vlm_jax.parallel.mesh import AXES, RULES
+from vlm_jax.parallel import Layout, MeshConfig, build_layout, check_fits
+from vlm_jax.parallel.rules import AXES, TABLE
 from vlm_jax.training.recipe import check_rows
 
 MU = Path(__file__).parents[2] / "experiments" / "mu.py"
 
 
 def test_what_is_left_of_the_devices_goes_to_data():
-    assert dict(build_mesh(MeshConfig()).shape) == {"data": jax.device_count(), "fsdp": 1, "tensor": 1}
+    alone = {"data": jax.device_count(), "fsdp": 1, "sequence": 1, "tensor": 1}
+    assert dict(build_layout(MeshConfig()).shape) == alone
 
 
 @pytest.mark.parametrize("config", [MeshConfig(3), MeshConfig(fsdp=2), MeshConfig(tensor=2), MeshConfig(1, 1, 5)])
 def test_axes_that_do_not_make_the_devices_are_a_user_error(config):
     with pytest.raises(UserError, match=r"mesh: .*does not make 1 devices"):
-        build_mesh(config)
+        build_layout(config)
 
 
-@pytest.mark.parametrize("sizes", [(0, 1, 1), (-2, 1, 1), (1, 0, 1), (1, 1, -1), (-1, -1, -1)])
+@pytest.mark.parametrize("sizes", [(0, 1, 1), (-2, 1, 1), (1, 0, 1), (-1, 1, -1), (-1, -1, -1)])
 def test_sizes_below_one_are_a_user_error(sizes):
     with pytest.raises(UserError, match="mesh"):
-        build_mesh(MeshConfig(*sizes))
+        MeshConfig(*sizes)
 
 
 @pytest.mark.parametrize("name", sorted(PRESETS))
 def test_every_axis_of_a_parameter_has_a_rule(name):
     """A misspelt axis would leave a parameter whole on every device, without a word."""
     axes = {axis for names in logical_axes(VLM(PRESETS[name]())).values() for axis in names}
-    assert axes - {None} <= {axis for axis, _ in RULES}
+    assert axes - {None} <= {axis for axis, _ in TABLE}
 
 
-def devices(data: int, fsdp: int, tensor: int) -> AbstractMesh:
-    """A mesh of devices that are not there."""
-    return AbstractMesh((data, fsdp, tensor), AXES, axis_types=(AxisType.Auto,) * 3)
+def devices(data: int, fsdp: int, tensor: int, sequence: int = 1) -> Layout:
+    """A layout over devices that are not there."""
+    return Layout(AbstractMesh((data, fsdp, sequence, tensor), AXES, axis_types=(AxisType.Auto,) * 4), TABLE)
 
 
 def test_a_parameter_that_does_not_divide_is_named():

@@ -24,7 +24,7 @@ from vlm_jax.models.adapters import MLPAdapterConfig
 from vlm_jax.models.tile_vit import TileViTConfig
 from vlm_jax.models.vlm import VLM, VLMConfig
 from vlm_jax.optim import Rule
-from vlm_jax.parallel import MeshConfig, build_mesh, use_mesh
+from vlm_jax.parallel import MeshConfig, build_layout, use_layout
 from vlm_jax.pictures import Tiling
 from vlm_jax.training import features as training_features
 from vlm_jax.training import recipe
@@ -126,11 +126,11 @@ def test_a_picture_is_encoded_once_for_all_stages_with_the_same_encoder(frozen, 
 
 def test_features_of_a_picture_do_not_depend_on_the_batch(frozen):
     """Another place, other neighbours, another shape of batch: the same bits."""
-    model, mesh = VLM(frozen.model), build_mesh(MeshConfig())
+    model, layout = VLM(frozen.model), build_layout(MeshConfig())
     pictures = np.random.default_rng(0).integers(0, 256, (12, *frozen.model.image_size, 3), np.uint8)
-    with use_mesh(mesh):
-        encoder = {"encoder": initialise_missing(model, mesh, 0)["encoder"]}
-        frozen_encoder, known = FrozenEncoder(model, mesh), {}
+    with use_layout(layout):
+        encoder = {"encoder": initialise_missing(model, layout, 0)["encoder"]}
+        frozen_encoder, known = FrozenEncoder(model, layout), {}
         for rows, slots, start in ((1, 1, 3), (2, 3, 0), (2, 3, 4), (12, 1, 0), (4, 3, 7)):
             chosen = (np.arange(rows * slots) + start) % len(pictures)
             images = pictures[chosen].reshape(rows, slots, *pictures.shape[1:])
@@ -140,11 +140,11 @@ def test_features_of_a_picture_do_not_depend_on_the_batch(frozen):
 
 
 def test_unused_slots_hold_zeros(frozen):
-    model, mesh = VLM(frozen.model), build_mesh(MeshConfig())
-    with use_mesh(mesh):
-        encoder = {"encoder": initialise_missing(model, mesh, 0)["encoder"]}
+    model, layout = VLM(frozen.model), build_layout(MeshConfig())
+    with use_layout(layout):
+        encoder = {"encoder": initialise_missing(model, layout, 0)["encoder"]}
         images = np.full((1, 2, *frozen.model.image_size, 3), 7, np.uint8)
-        features = np.asarray(FrozenEncoder(model, mesh).encode(encoder, images, np.array([[1, 0]])))
+        features = np.asarray(FrozenEncoder(model, layout).encode(encoder, images, np.array([[1, 0]])))
     assert features[0, 0].any()
     assert not features[0, 1].any()
 
@@ -168,13 +168,13 @@ def test_tiles_that_see_each_other_are_encoded_together(frozen):
     encoder = TileViTConfig((8, 8), 4, ((1, 1), (1, 2), (2, 1)), 2, 16, 1, 1, 2, 32, (0,))
     tiling = Tiling(encoder.grids, choose="canvas", fit="pad", thumbnail="none", slots=2)
     config = VLMConfig(frozen.model.decoder, encoder, MLPAdapterConfig(layers=1), tiling)
-    model, mesh = VLM(config), build_mesh(MeshConfig())
+    model, layout = VLM(config), build_layout(MeshConfig())
     images = np.random.default_rng(0).integers(0, 256, (2, 4, 8, 8, 3), np.uint8)
     tiles = np.array([[[1, 1, 2], [2, 1, 2], [0, 1, 1], [2, 1, 1]], [[1, 2, 1], [2, 2, 1], [0, 0, 0], [0, 0, 0]]])
     ids = np.array([[1, 1, 2, 2], [1, 1, 0, 0]])
-    with use_mesh(mesh):
-        params = {"encoder": initialise_missing(model, mesh, 0)["encoder"]}
-        frozen_encoder = FrozenEncoder(model, mesh)
+    with use_layout(layout):
+        params = {"encoder": initialise_missing(model, layout, 0)["encoder"]}
+        frozen_encoder = FrozenEncoder(model, layout)
         features = np.asarray(frozen_encoder.encode(params, images, ids, tiles))
         encode = jax.jit(functools.partial(model.apply, method="encode"))
         whole = encode({"params": params}, images.reshape(8, 8, 8, 3), tiles.reshape(8, 3))

@@ -11,7 +11,7 @@ from etils import epath
 
 from vlm_jax.batch import BatchInfo, concatenate
 from vlm_jax.errors import Preempted, RunError
-from vlm_jax.parallel import MeshConfig, batch_sharding, build_mesh
+from vlm_jax.parallel import MeshConfig, build_layout
 from vlm_jax.training.hooks import CheckpointHook, Preemption, ValidationHook
 from vlm_jax.training.loop import Event
 from vlm_jax.training.recorder import Recorder
@@ -37,7 +37,7 @@ def test_validation_is_the_global_mean_over_its_batches_and_comes_when_due(toy):
     params = toy.params()
     objective = toy.objective()
     sums = jax.jit(lambda params, batch: objective(params, batch)[1])
-    hook = ValidationHook(batches, sums, ("first", "second"), 4, batch_sharding(build_mesh(MeshConfig())))
+    hook = ValidationHook(batches, sums, ("first", "second"), 4, build_layout(MeshConfig()))
     state = TrainState(None, params, {}, None)
     due = [event(step, last=step == 6, state=state) for step in range(1, 7)]
     for each in due:

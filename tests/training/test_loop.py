@@ -9,7 +9,7 @@ from jax._src.array import ArrayImpl
 
 from vlm_jax.errors import UserError
 from vlm_jax.optim import OptimizerConfig, Rule, Schedule, assign_rules, build_optimizer
-from vlm_jax.parallel import MeshConfig, batch_sharding, build_mesh
+from vlm_jax.parallel import MeshConfig, build_layout, replicated
 from vlm_jax.training.loop import run_stage
 from vlm_jax.training.recorder import Recorder
 from vlm_jax.training.state import create_state
@@ -20,44 +20,43 @@ from vlm_jax.training.step import train_step
 def compiled(toy):
     """A compiled step of the toy model, and what makes its first state."""
     config = OptimizerConfig(schedule=Schedule(peak=0.1), table=(Rule(".*"),))
-    mesh = build_mesh(MeshConfig())
-    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    layout = build_layout(MeshConfig())
     rules = assign_rules(config.table, toy.params())
     optimizer = build_optimizer(config, rules, 20)
     pure = functools.partial(train_step, objective=toy.objective(), optimizer=optimizer, rate=config.schedule.build(20))
 
     def first_state():
-        return create_state(jax.device_put(toy.params(), sharding), rules, optimizer, "float32", mesh)
+        return create_state(jax.device_put(toy.params(), replicated(layout)), rules, optimizer, "float32", layout)
 
-    return jax.jit(pure, donate_argnums=0), first_state, batch_sharding(mesh)
+    return jax.jit(pure, donate_argnums=0), first_state, layout
 
 
 def test_hooks_see_every_step_in_order_and_the_data_position_after_it(toy, compiled):
-    step, first_state, sharding = compiled
+    step, first_state, layout = compiled
     seen = []
 
     def hook(event):
         seen.append((event.step, event.last, event.data_state(), int(jax.device_get(event.state.step))))
 
-    state = run_stage(first_state(), step, toy.batches(), sharding, 0, 3, [hook])
+    state = run_stage(first_state(), step, toy.batches(), layout, 0, 3, [hook])
     assert seen == [(1, False, {"at": 1}, 1), (2, False, {"at": 2}, 2), (3, True, {"at": 3}, 3)]
     assert int(state.step) == 3
 
 
 def test_going_on_from_a_step_equals_going_straight_bit_for_bit(toy, compiled):
-    step, first_state, sharding = compiled
-    straight = run_stage(first_state(), step, toy.batches(), sharding, 0, 4, [])
-    half = run_stage(first_state(), step, toy.batches(), sharding, 0, 2, [])
-    whole = run_stage(half, step, toy.batches(at=2), sharding, 2, 4, [])
+    step, first_state, layout = compiled
+    straight = run_stage(first_state(), step, toy.batches(), layout, 0, 4, [])
+    half = run_stage(first_state(), step, toy.batches(), layout, 0, 2, [])
+    whole = run_stage(half, step, toy.batches(at=2), layout, 2, 4, [])
     for a, b in zip(jax.tree.leaves(straight), jax.tree.leaves(whole), strict=True):
         np.testing.assert_array_equal(a, b)
 
 
 def test_what_a_hook_leaves_is_there_for_the_next_but_not_for_the_next_step(toy, compiled):
-    step, first_state, sharding = compiled
+    step, first_state, layout = compiled
     seen = []
     hooks = [lambda event: event.extras.update({f"from {event.step}": 1}), lambda event: seen.append(event.extras)]
-    run_stage(first_state(), step, toy.batches(), sharding, 0, 2, hooks)
+    run_stage(first_state(), step, toy.batches(), layout, 0, 2, hooks)
     assert seen == [{"from 1": 1}, {"from 2": 1}]
 
 
@@ -110,18 +109,18 @@ def watch(step, counts):
 
 def run_and_count(toy, compiled, tmp_path, transfers, extra_hooks=()):
     """[(puts, reads)] of every step of ten, with a line of metrics at every fifth."""
-    step, first_state, sharding = compiled
+    step, first_state, layout = compiled
     lines, counted = [], []
     recorder = Recorder(tmp_path, "toy", ("first", "second"), (5,), [lines.append])
     state = first_state()
-    run_stage(state, step, toy.batches(), sharding, 0, 1, [])
+    run_stage(state, step, toy.batches(), layout, 0, 1, [])
     state, before = first_state(), dict(transfers)
 
     def count(event):
         counted.append((transfers["put"] - before["put"], transfers["read"] - before["read"]))
         before.update(transfers)
 
-    run_stage(state, watch(step, transfers), toy.batches(), sharding, 0, 10, [recorder, *extra_hooks, count])
+    run_stage(state, watch(step, transfers), toy.batches(), layout, 0, 10, [recorder, *extra_hooks, count])
     assert [line["step"] for line in lines] == [5, 10]
     return counted
 
@@ -141,7 +140,7 @@ def test_the_count_would_notice_a_hook_that_reads(toy, compiled, tmp_path, trans
 
 
 def test_data_that_end_before_the_steps_do_are_an_error(toy, compiled):
-    step, first_state, sharding = compiled
+    step, first_state, layout = compiled
 
     class Two(type(toy.batches())):
         def __next__(self):
@@ -149,6 +148,6 @@ def test_data_that_end_before_the_steps_do_are_an_error(toy, compiled):
                 raise StopIteration
             return super().__next__()
 
-    assert int(run_stage(first_state(), step, Two(), sharding, 0, 2, []).step) == 2
+    assert int(run_stage(first_state(), step, Two(), layout, 0, 2, []).step) == 2
     with pytest.raises(UserError, match="used up after 2 of 4 steps: raise max_epochs"):
-        run_stage(first_state(), step, Two(), sharding, 0, 4, [])
+        run_stage(first_state(), step, Two(), layout, 0, 4, [])

@@ -12,7 +12,7 @@ from vlm_jax.config import load_experiment
 from vlm_jax.models.layers import Precision
 from vlm_jax.models.vlm import VLM
 from vlm_jax.optim import OptimizerConfig, Rule, Schedule
-from vlm_jax.parallel import MeshConfig, build_mesh
+from vlm_jax.parallel import MeshConfig, build_layout
 from vlm_jax.training.recipe import train
 
 TINY = Path(__file__).with_name("tiny_experiment.py")
@@ -34,7 +34,7 @@ def test_a_parameter_frozen_in_bfloat16_is_handed_on_in_float32(tmp_path: Path) 
     )
     train(experiment, tmp_path)
 
-    drawn = initialise_missing(VLM(experiment.model), build_mesh(MeshConfig()), experiment.seed)["encoder"]
+    drawn = initialise_missing(VLM(experiment.model), build_layout(MeshConfig()), experiment.seed)["encoder"]
     narrow = load_model(str(tmp_path / "checkpoints" / "captions" / "1")).params["encoder"]
     full = load_model(str(step_directory(str(tmp_path)))).params["encoder"]
     assert {leaf.dtype.name for leaf in jax.tree.leaves(narrow)} == {"bfloat16"}

@@ -18,7 +18,7 @@ from vlm_jax.losses.next_token import next_token_objective
 from vlm_jax.models.adapters import CrossAttentionConfig
 from vlm_jax.models.vlm import VLM
 from vlm_jax.optim import OptimizerConfig, Rule, Schedule, assign_rules, build_optimizer
-from vlm_jax.parallel import MeshConfig, batch_sharding, build_mesh, use_mesh
+from vlm_jax.parallel import MeshConfig, build_layout, put_batch, use_layout
 from vlm_jax.training.state import create_state
 from vlm_jax.training.step import compile_step, train_step
 from vlm_jax.training.workdir import build_processor
@@ -54,15 +54,15 @@ def kinds_of_rows(batch):
 
 def test_an_epoch_of_mixed_rows_is_one_program_and_text_is_untouched(experiment):
     jax.config.update("jax_disable_most_optimizations", True)
-    config, mesh = experiment.model, build_mesh(MeshConfig())
+    config, layout = experiment.model, build_layout(MeshConfig())
     model = VLM(config)
     optimizer_config = OptimizerConfig(schedule=Schedule(peak=3e-3, shape="constant"), table=ADAPTER_ALONE)
     met: set[str] = set()
-    with use_mesh(mesh):
-        params = initialise_missing(model, mesh, seed=0)
+    with use_layout(layout):
+        params = initialise_missing(model, layout, seed=0)
         rules = assign_rules(ADAPTER_ALONE, params)
         optimizer = build_optimizer(optimizer_config, rules, 100)
-        state = create_state(params, rules, optimizer, "float32", mesh)
+        state = create_state(params, rules, optimizer, "float32", layout)
         step = compile_step(
             functools.partial(
                 train_step,
@@ -80,7 +80,7 @@ def test_an_epoch_of_mixed_rows_is_one_program_and_text_is_untouched(experiment)
             for kinds in kinds_of_rows(batch):
                 met |= {name for name, there in kinds.items() if there}
                 mixed = batch if kinds["text beside pictures"] else mixed
-            state, metrics = step(state, jax.device_put(batch, batch_sharding(mesh)))
+            state, metrics = step(state, put_batch(batch, layout))
             before = before or compilations().compiled
             losses.append(float(metrics["loss"]))
         loader.close()

@@ -17,7 +17,7 @@ from vlm_jax.config import Validation, load_experiment
 from vlm_jax.errors import RunError, UserError
 from vlm_jax.models.vlm import VLM
 from vlm_jax.optim import OptimizerConfig, Rule, Schedule
-from vlm_jax.parallel import MeshConfig, build_mesh
+from vlm_jax.parallel import MeshConfig, build_layout
 from vlm_jax.training import recipe
 from vlm_jax.training.recipe import train
 
@@ -56,7 +56,7 @@ def equal(a, b):
 
 
 def test_the_second_stage_goes_on_from_the_first_and_leaves_frozen_parameters_alone(tiny, done):
-    drawn = initialise_missing(VLM(tiny.model), build_mesh(MeshConfig()), tiny.seed)
+    drawn = initialise_missing(VLM(tiny.model), build_layout(MeshConfig()), tiny.seed)
     first, second = params_at(done / "checkpoints" / "captions" / "2"), params_at(done)
     assert not equal(drawn["encoder"], first["encoder"])
     assert equal(first["encoder"], second["encoder"])

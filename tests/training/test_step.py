@@ -14,7 +14,7 @@ from vlm_jax.losses.next_token import next_token_objective
 from vlm_jax.models.presets import vlm_2b
 from vlm_jax.models.vlm import VLM
 from vlm_jax.optim import OptimizerConfig, Rule, Schedule, assign_rules, build_optimizer
-from vlm_jax.parallel import MeshConfig, build_mesh
+from vlm_jax.parallel import MeshConfig, build_layout, replicated
 from vlm_jax.training.state import TrainState, create_state
 from vlm_jax.training.step import split_rows, train_step
 
@@ -23,8 +23,7 @@ ALL = (Rule(".*"),)
 
 
 def placed(tree):
-    mesh = build_mesh(MeshConfig())
-    return jax.device_put(tree, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
+    return jax.device_put(tree, replicated(build_layout(MeshConfig())))
 
 
 def prepare(toy, table=ALL, accumulation=1, name="sgd", clip=0.0, rate=1.0):
@@ -33,7 +32,7 @@ def prepare(toy, table=ALL, accumulation=1, name="sgd", clip=0.0, rate=1.0):
     params = placed(toy.params())
     rules = assign_rules(table, params)
     optimizer = build_optimizer(config, rules, 10)
-    state = create_state(params, rules, optimizer, "float32", build_mesh(MeshConfig()))
+    state = create_state(params, rules, optimizer, "float32", build_layout(MeshConfig()))
     step = functools.partial(
         train_step,
         objective=toy.objective(),

@@ -18,7 +18,7 @@ from vlm_jax.checkpoints import abstract_params, load_params, logical_axes, step
 from vlm_jax.losses.next_token import next_token_objective
 from vlm_jax.models.vlm import VLM
 from vlm_jax.optim import assign_rules, build_optimizer
-from vlm_jax.parallel import batch_sharding, build_mesh, use_mesh
+from vlm_jax.parallel import build_layout, put_batch, use_layout
 from vlm_jax.training.features import FrozenEncoder, encoder_is_frozen, open_features
 from vlm_jax.training.state import create_state
 from vlm_jax.training.step import compile_step, train_step
@@ -40,11 +40,11 @@ class StepCost:
             run: that is done.
         """
         experiment, stage = run.experiment, run.experiment.stages[-1]
-        model, mesh = VLM(experiment.model), build_mesh(experiment.mesh)
-        params = load_params(step_directory(str(run.directory)), abstract_params(model, mesh))
+        model, layout = VLM(experiment.model), build_layout(experiment.mesh)
+        params = load_params(step_directory(str(run.directory)), abstract_params(model, layout))
         rules = assign_rules(stage.optimizer.table, params)
         optimizer = build_optimizer(stage.optimizer, rules, stage.steps, logical_axes(model))
-        frozen = FrozenEncoder(model, mesh) if encoder_is_frozen(rules) else None
+        frozen = FrozenEncoder(model, layout) if encoder_is_frozen(rules) else None
         processor = load_processor(run.directory / "processor")
         forward, sources, chunk = model.apply, len(stage.data.mixture), stage.objective.chunk
         pure = functools.partial(
@@ -54,8 +54,8 @@ class StepCost:
             rate=stage.optimizer.schedule.build(stage.steps),
             accumulation=stage.accumulation,
         )
-        with use_mesh(mesh):
-            self._state = create_state(params, rules, optimizer, experiment.model.precision.compute, mesh)
+        with use_layout(layout):
+            self._state = create_state(params, rules, optimizer, experiment.model.precision.compute, layout)
             del params
             features = None
             if stage.cache_features and frozen is not None:
@@ -64,7 +64,7 @@ class StepCost:
             with contextlib.closing(make_loader(stage, processor, seed=experiment.seed, features=features)) as loader:
                 drawn = list(itertools.islice(loader, _BATCHES))
             batches = [batch for batch, _ in drawn]
-            self._batch = jax.device_put(batches[0], batch_sharding(mesh))
+            self._batch = put_batch(batches[0], layout)
             if frozen is not None:
                 self._batch = frozen(self._state.frozen, self._batch)
             self._step = compile_step(pure, self._state).lower(self._state, self._batch).compile()

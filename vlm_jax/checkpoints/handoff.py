@@ -10,7 +10,6 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 from flax import traverse_util
-from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from vlm_jax import parallel
@@ -18,12 +17,12 @@ from vlm_jax.checkpoints.checksums import damaged_leaves, seal, tree_checksums, 
 from vlm_jax.checkpoints.manager import check_model, damaged, read_step_files, verify
 from vlm_jax.errors import UserError
 from vlm_jax.models.abstract import Model, boxed_params, initialise
-from vlm_jax.parallel import use_mesh
+from vlm_jax.parallel import Layout, use_layout
 
 
-def abstract_params(model: Model, mesh: Mesh | None = None) -> dict[str, Any]:
-    """Shapes and dtypes of all parameters, without memory; with a mesh also their shardings."""
-    return parallel.abstract_params(boxed_params(model), mesh)
+def abstract_params(model: Model, layout: Layout | None = None) -> dict[str, Any]:
+    """Shapes and dtypes of all parameters, without memory; with a layout also their shardings."""
+    return parallel.abstract_params(boxed_params(model), layout)
 
 
 def logical_axes(model: Model) -> dict[str, tuple[str | None, ...]]:
@@ -32,16 +31,16 @@ def logical_axes(model: Model) -> dict[str, tuple[str | None, ...]]:
     return {name: tuple(spec) for name, spec in specs.items()}
 
 
-def initialise_missing(model: Model, mesh: Mesh, seed: int, loaded: PyTree | None = None) -> dict[str, Any]:
+def initialise_missing(model: Model, layout: Layout, seed: int, loaded: PyTree | None = None) -> dict[str, Any]:
     """Every parameter: those loaded as they are, the others drawn under jit, each straight into its sharding.
 
     Args:
         model: gives names, shapes and initialisers.
-        mesh: where parameters go.
+        layout: where parameters go.
         seed: of the random draw; a parameter's value does not depend on which others were loaded.
         loaded: nested dictionary with some of the parameters, or None.
     """
-    abstract = abstract_params(model, mesh)
+    abstract = abstract_params(model, layout)
     flat = traverse_util.flatten_dict(abstract, sep="/")
     have = traverse_util.flatten_dict(dict(loaded or {}), sep="/")
     missing = [name for name in flat if name not in have]
@@ -53,7 +52,7 @@ def initialise_missing(model: Model, mesh: Mesh, seed: int, loaded: PyTree | Non
         return {name: drawn[name] for name in missing}
 
     # "rbg" draws the same on any sharding, as threefry does, and compiles several times faster where kernels are many.
-    with use_mesh(mesh):
+    with use_layout(layout):
         drawn = draw(jax.random.key(seed, impl="rbg")) if missing else {}
     return traverse_util.unflatten_dict({**drawn, **have}, sep="/")
 

@@ -6,7 +6,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import traverse_util
-from jax.sharding import Mesh
 from jaxtyping import Array, Float, PyTree
 
 from vlm_jax.checkpoints.converted import require_whole
@@ -18,13 +17,14 @@ from vlm_jax.models.encoders import EncoderConfig
 from vlm_jax.models.qformer import QFormerConfig
 from vlm_jax.models.vit import ViTConfig
 from vlm_jax.models.vlm import VLMConfig
+from vlm_jax.parallel import Layout
 from vlm_jax.serialise import differences, to_plain
 
 HOW_IT_IS_COMPUTED = ("remat", "attention_kernel", "context", "image_size")
 """Fields that may differ: they change how a part is run, or on what, and none of its parameters."""
 
 
-def load_encoder(reference: str, config: EncoderConfig, dtype: str, abstract: PyTree, mesh: Mesh) -> dict[str, Any]:
+def load_encoder(reference: str, config: EncoderConfig, dtype: str, abstract: PyTree, layout: Layout) -> dict[str, Any]:
     """The parameters of an image encoder.
 
     Args:
@@ -32,30 +32,30 @@ def load_encoder(reference: str, config: EncoderConfig, dtype: str, abstract: Py
         config: what it must be.
         dtype: that parameters are kept in.
         abstract: the parameters' shapes and shardings.
-        mesh: where they go.
+        layout: where they go.
 
     Raises:
         UserError: if there is none, or it differs from the config; the differences are listed.
     """
-    found, params = _part(reference, "encoder", dtype, mesh)
+    found, params = _part(reference, "encoder", dtype, layout)
     return _fitted_encoder(reference, found, params, config, dtype, abstract)
 
 
-def load_decoder(reference: str, config: DecoderConfig, dtype: str, abstract: PyTree, mesh: Mesh) -> dict[str, Any]:
+def load_decoder(reference: str, config: DecoderConfig, dtype: str, abstract: PyTree, layout: Layout) -> dict[str, Any]:
     """The parameters of a decoder; like `load_encoder`.
 
     Its vocabulary may be smaller than the config's: rows are added to the embedding table (and to the head), each the
     mean of the old ones, so that an added token is at first a middling one (Hewitt 2021, "Initializing new word
     embeddings for pretrained language models").
     """
-    found, params = _part(reference, "decoder", dtype, mesh)
+    found, params = _part(reference, "decoder", dtype, layout)
     return _fitted_decoder(reference, found, params, config, dtype, abstract)
 
 
-def load_whole(reference: str, config: VLMConfig, abstract: PyTree, mesh: Mesh) -> dict[str, Any]:
+def load_whole(reference: str, config: VLMConfig, abstract: PyTree, layout: Layout) -> dict[str, Any]:
     """All parameters of a model from another format, checked part by part; like `load_encoder` and `load_decoder`."""
     dtype = config.precision.parameters
-    loaded = load_part(reference, dtype=dtype, mesh=mesh, tokenizer=False)
+    loaded = load_part(reference, dtype=dtype, layout=layout, tokenizer=False)
     model, params = whole(loaded.config, loaded.params)
     found = require_whole(model, reference)
     if (found.encoder is None) != (config.encoder is None):
@@ -107,9 +107,9 @@ def grow(table: Float[Array, "..."], size: int, axis: int) -> Float[Array, "..."
     return jnp.concatenate([table, jnp.repeat(mean, missing, axis)], axis)
 
 
-def _part(reference: str, name: str, dtype: str, mesh: Mesh) -> tuple[ModelConfig, dict[str, Any]]:
+def _part(reference: str, name: str, dtype: str, layout: Layout) -> tuple[ModelConfig, dict[str, Any]]:
     """The named part of what a reference means: it itself, or the one that it has."""
-    loaded = load_part(reference, dtype=dtype, mesh=mesh, tokenizer=False)
+    loaded = load_part(reference, dtype=dtype, layout=layout, tokenizer=False)
     config, params = loaded.config, loaded.params
     if isinstance(config, VLMConfig) and getattr(config, name) is not None:
         return getattr(config, name), params[name]

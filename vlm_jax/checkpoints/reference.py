@@ -15,7 +15,6 @@ from typing import Any
 
 import jax
 from etils import epath
-from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from data_pipelines.template import Processor, load_processor
@@ -36,7 +35,7 @@ from vlm_jax.errors import UserError
 from vlm_jax.models.abstract import ModelConfig, build_model
 from vlm_jax.models.decoder import DecoderConfig
 from vlm_jax.models.vlm import VLMConfig
-from vlm_jax.parallel import MeshConfig, build_mesh
+from vlm_jax.parallel import Layout, MeshConfig, build_layout
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,8 +68,8 @@ def load_model(reference: str) -> LoadedModel:
     Raises:
         UserError: if there is no model, it is damaged, or of an unknown kind.
     """
-    mesh = build_mesh(MeshConfig(data=jax.device_count()))
-    found = load_part(reference, mesh=mesh)
+    layout = build_layout(MeshConfig(data=jax.device_count()))
+    found = load_part(reference, layout=layout)
     config, params = whole(found.config, found.params)
     config = require_whole(config, reference)
     if found.processor is None:
@@ -83,7 +82,7 @@ def load_part(
     *,
     part: ImportPart = "model",
     dtype: str | None = None,
-    mesh: Mesh | None = None,
+    layout: Layout | None = None,
     tokenizer: bool = True,
     progress: Progress | None = None,
 ) -> LoadedPart:
@@ -93,7 +92,7 @@ def load_part(
         reference: see the module's docstring.
         part: what to take of a Hugging Face directory.
         dtype: that parameters from other formats are held in; None = as stored. A step directory's are as kept there.
-        mesh: where parameters go; None = the first device.
+        layout: where parameters go; None = the first device.
         tokenizer: whether to read the processor too, where there is one.
         progress: told how far reading another format is.
 
@@ -102,10 +101,10 @@ def load_part(
     """
     path = local_path(reference)
     if path.is_file():
-        return _from_file(path, reference, tokenizer, dtype=dtype, mesh=mesh, progress=progress)
+        return _from_file(path, reference, tokenizer, dtype=dtype, layout=layout, progress=progress)
     if is_huggingface(path):
         directory = Path(path)
-        config, params = load_hf(directory, part=part, dtype=dtype, mesh=mesh, progress=progress)
+        config, params = load_hf(directory, part=part, dtype=dtype, layout=layout, progress=progress)
         processor = None
         readable = part == "model" and isinstance(config, (VLMConfig, DecoderConfig))
         if tokenizer and has_tokenizer(directory) and readable:
@@ -113,7 +112,7 @@ def load_part(
         return LoadedPart(config, params, processor, None, path)
     where = step_directory(str(path))
     config, experiment = read_config(read_step_files(where)["config.json"], where)
-    params = load_params(where, abstract_params(build_model(config), mesh or build_mesh(MeshConfig())))
+    params = load_params(where, abstract_params(build_model(config), layout or build_layout(MeshConfig())))
     files = where / "files" / "processor"
     processor = load_processor(files) if tokenizer and (files / "processor.json").exists() else None
     return LoadedPart(config, params, processor, experiment, where)

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 from gguf import GGMLQuantizationType, GGUFReader, dequantize
-from jax.sharding import Mesh
 
 from vlm_jax.convert.hf import Progress, load_tensors
 from vlm_jax.errors import UserError
 from vlm_jax.models.decoder import DecoderConfig
+from vlm_jax.parallel import Layout
 
 SUPPORTED = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q4_K", "Q6_K")
 """Element types that are read; quantised ones become float32."""
@@ -161,7 +161,7 @@ def load_gguf(
     source: str | Path | GGUFTensors,
     *,
     dtype: str | None = None,
-    mesh: Mesh | None = None,
+    layout: Layout | None = None,
     progress: Progress | None = None,
 ) -> tuple[DecoderConfig, dict[str, Any]]:
     """Reads the LLM in a GGUF file.
@@ -169,7 +169,7 @@ def load_gguf(
     Args:
         source: the file, or its tensors where they are open already (a large vocabulary takes seconds to parse).
         dtype: that parameters are held in ("float32", "bfloat16"); None = float32.
-        mesh: where parameters go; None = the first device.
+        layout: where parameters go; None = the first device.
         progress: told how far it is.
 
     Returns:
@@ -179,7 +179,7 @@ def load_gguf(
         UserError: if the file is damaged, or its architecture or element types are not supported.
     """
     tensors = source if isinstance(source, GGUFTensors) else GGUFTensors(source)
-    config, params = load_tensors(tensors.config, tensors, dtype=dtype, mesh=mesh, progress=progress)
+    config, params = load_tensors(tensors.config, tensors, dtype=dtype, layout=layout, progress=progress)
     assert isinstance(config, DecoderConfig)
     return config, params
 

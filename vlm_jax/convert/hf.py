@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from vlm_jax.convert.families import FAMILIES, Family, find_family
@@ -29,7 +28,7 @@ from vlm_jax.models.abstract import ModelConfig, boxed_params, build_model
 from vlm_jax.models.decoder import DecoderConfig
 from vlm_jax.models.qformer import QFormerConfig
 from vlm_jax.models.vlm import VLMConfig
-from vlm_jax.parallel import abstract_params
+from vlm_jax.parallel import Layout, abstract_params
 from vlm_jax.serialise import from_plain, to_plain
 
 Progress = Callable[[int, int], None]
@@ -44,7 +43,7 @@ def load_hf(
     *,
     part: ImportPart = "model",
     dtype: str | None = None,
-    mesh: Mesh | None = None,
+    layout: Layout | None = None,
     progress: Progress | None = None,
 ) -> tuple[ModelConfig, dict[str, Any]]:
     """Reads a local Hugging Face directory: config.json and safetensors, sharded or not.
@@ -54,7 +53,7 @@ def load_hf(
         part: what to take of a vision-language model; "model" = all of it. Of BLIP-2 and InstructBLIP the encoder and
             the Q-Former can be taken whatever their decoder is.
         dtype: that parameters are held in ("float32", "bfloat16"); None = as stored (float16 becomes float32).
-        mesh: where parameters go; None = the first device.
+        layout: where parameters go; None = the first device.
         progress: told how far it is.
 
     Returns:
@@ -69,7 +68,7 @@ def load_hf(
     hf = read_hf_config(where)
     find_family(hf, str(where))  # an unknown architecture is the first thing to say
     tensors = SafetensorsDirectory(where)
-    config, params = load_tensors(hf, tensors, part=part, dtype=dtype, mesh=mesh, progress=progress)
+    config, params = load_tensors(hf, tensors, part=part, dtype=dtype, layout=layout, progress=progress)
     return with_normalisation(config, where), params
 
 
@@ -79,7 +78,7 @@ def load_tensors(
     *,
     part: ImportPart = "model",
     dtype: str | None = None,
-    mesh: Mesh | None = None,
+    layout: Layout | None = None,
     progress: Progress | None = None,
 ) -> tuple[ModelConfig, dict[str, Any]]:
     """`load_hf` from tensors of any origin.
@@ -87,13 +86,13 @@ def load_tensors(
     Args:
         hf: the content of a config.json.
         tensors: under the names that the architecture has there.
-        part, dtype, mesh, progress: as of `load_hf`.
+        part, dtype, layout, progress: as of `load_hf`.
     """
     family = find_family(hf, tensors.where)
     config, rows, dropped = _table(family, hf, tensors.where, part)
     present = Renamed(tensors, family.RENAMED)
     with _user_errors(tensors.where):
-        abstract = abstract_params(boxed_params(build_model(config)), mesh)
+        abstract = abstract_params(boxed_params(build_model(config)), layout)
     abstract = cast_dtypes(abstract, dtype) if dtype else stored_dtypes(rows, present, abstract)
     return config, load_rows(rows, present, abstract, dropped, progress)
 

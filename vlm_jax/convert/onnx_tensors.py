@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
-from jax.sharding import Mesh
 from onnx import numpy_helper
 
 from vlm_jax.convert.hf import Progress, load_tensors
 from vlm_jax.errors import UserError
 from vlm_jax.models.vit import ViTConfig
+from vlm_jax.parallel import Layout
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,7 +121,7 @@ def load_onnx(
     prefix: str = "backbone.",
     *,
     dtype: str | None = None,
-    mesh: Mesh | None = None,
+    layout: Layout | None = None,
     progress: Progress | None = None,
 ) -> tuple[ViTConfig, dict[str, Any]]:
     """Reads the DINOv2 in an ONNX file that PyTorch exported from transformers' implementation.
@@ -130,7 +130,7 @@ def load_onnx(
         path: the file.
         prefix: where the model is in the exported module, with its dot; "" = it is the module.
         dtype: that parameters are held in ("float32", "bfloat16"); None = as stored.
-        mesh: where parameters go; None = the first device.
+        layout: where parameters go; None = the first device.
         progress: told how far it is.
 
     Returns:
@@ -140,7 +140,7 @@ def load_onnx(
         UserError: if the file is damaged, or there is no DINOv2 below the prefix.
     """
     tensors = ONNXTensors(path, prefix)
-    config, params = load_tensors(read_dinov2_config(tensors), tensors, dtype=dtype, mesh=mesh, progress=progress)
+    config, params = load_tensors(read_dinov2_config(tensors), tensors, dtype=dtype, layout=layout, progress=progress)
     assert isinstance(config, ViTConfig)
     size = traced_size(tensors)
     if size is None:

@@ -1,25 +1,31 @@
 """Where arrays live: one mesh, one table of rules."""
 
-from vlm_jax.parallel.mesh import (
-    MeshConfig,
+from vlm_jax.parallel.layout import (
+    Layout,
     abstract_params,
-    batch_sharding,
-    build_mesh,
+    batch_shardings,
+    build_layout,
     check_fits,
     parameter_shardings,
+    put_batch,
     replicated,
-    use_mesh,
+    row_sharding,
+    use_layout,
     without_axes,
 )
+from vlm_jax.parallel.mesh import MeshConfig
 
 __all__ = [
+    "Layout",
     "MeshConfig",
     "abstract_params",
-    "batch_sharding",
-    "build_mesh",
+    "batch_shardings",
+    "build_layout",
     "check_fits",
     "parameter_shardings",
+    "put_batch",
     "replicated",
-    "use_mesh",
+    "row_sharding",
+    "use_layout",
     "without_axes",
 ]

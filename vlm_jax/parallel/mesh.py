@@ -1,134 +1,82 @@
-"""The device mesh, and the table from logical axes to mesh axes."""
+"""The mesh's sizes, and which device stands where in it."""
 
-import contextlib
 import dataclasses
 import math
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
-import flax.linen as nn
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from jaxtyping import PyTree
+from jax.sharding import AxisType, Mesh
 
 from vlm_jax.errors import UserError
-
-AXES = ("data", "fsdp", "tensor")
-
-RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
-    ("batch", ("data", "fsdp")),
-    ("length", None),
-    ("patches", None),
-    ("layers", None),
-    ("vocab", "tensor"),
-    ("embed", "fsdp"),
-    ("heads", "tensor"),
-    ("key_value_heads", "tensor"),
-    ("head_size", None),
-    ("mlp", "tensor"),
-    ("norm", None),
-    ("features", None),
-    ("conv_in", None),
-    ("conv_out", None),
-    ("act_embed", None),
-    ("act_heads", "tensor"),
-    ("act_mlp", "tensor"),
-)
-"""Logical axis -> mesh axes. Axes that begin with act_ are those of activations; the others are those of parameters."""
+from vlm_jax.parallel.rules import AXES, resolve_rules
 
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """How many devices each mesh axis has; their product is the number of devices."""
+    """How many devices each mesh axis has; their product is the number of devices. One of them may be -1: what is left.
+
+    Attributes are over all slices together: with 2 slices, data 4 is 2 in each.
+    """
 
     data: int = -1
-    """Copies of the parameters, each with its own rows; -1 = all devices that the other axes leave."""
+    """Copies of the parameters, each with its own rows."""
     fsdp: int = 1
     """Devices that share parameters and optimiser state, each with its own rows."""
     tensor: int = 1
     """Devices that share heads, feed-forward columns and vocabulary."""
+    sequence: int = 1
+    """Devices that share the positions of a row."""
+    slices: int = 1
+    """TPU slices, which are joined by the data-centre network and not by chip-to-chip links."""
+    across_slices: Literal["data", "fsdp"] = "data"
+    """The axis that is split over slices."""
+    rules: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    """Logical axis -> mesh axes, in place of the table's own line (`parallel.rules.TABLE`)."""
+
+    def __post_init__(self) -> None:
+        sizes = self.sizes
+        if any(size < 1 and size != -1 for size in sizes.values()):
+            raise UserError(f"mesh: {_product(sizes)}: give sizes of at least 1, or -1 for what is left")
+        if list(sizes.values()).count(-1) > 1:
+            raise UserError(
+                f"mesh: {_product(sizes)}: only one axis can be -1, and data is unless it is set; set it to 1"
+            )
+        if self.slices < 1:
+            raise UserError(f"mesh: slices is {self.slices}; give at least 1")
+        resolve_rules(self.rules)
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Devices along every axis of the mesh, in its order; -1 = what is left."""
+        return {axis: getattr(self, axis) for axis in AXES}
 
 
-def build_mesh(config: MeshConfig) -> Mesh:
-    """A mesh over all devices of all processes.
+def build_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
+    """A mesh over all devices of all processes, or over devices that may be those of an absent TPU.
 
     Raises:
         UserError: if the axes do not multiply to the number of devices.
     """
-    devices = jax.device_count()
-    rest = config.fsdp * config.tensor
-    fits = min(config.fsdp, config.tensor) >= 1
-    data = devices // rest if fits and config.data == -1 else config.data
-    if not fits or data * rest != devices:
-        raise UserError(
-            f"mesh: data {config.data} x fsdp {config.fsdp} x tensor {config.tensor} does not make {devices} devices; "
-            "change the mesh or leave data at -1"
-        )
-    return jax.make_mesh((data, config.fsdp, config.tensor), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    devices = jax.devices() if devices is None else list(devices)
+    sizes = fill_sizes(config, len(devices))
+    return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 
 
-@contextlib.contextmanager
-def use_mesh(mesh: Mesh) -> Iterator[None]:
-    """Inside, logical axis names mean axes of this mesh."""
-    with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
-        yield
-
-
-def parameter_shardings(boxed: PyTree, mesh: Mesh) -> PyTree[NamedSharding]:
-    """Shardings of parameters from their logical axes.
-
-    Args:
-        boxed: abstract parameters as `init` gives them, with their logical axes.
-        mesh: where they go.
-    """
-    return nn.logical_to_mesh_sharding(nn.get_partition_spec(boxed), mesh, RULES)
-
-
-def abstract_params(boxed: PyTree, mesh: Mesh | None = None) -> dict[str, Any]:
-    """Shapes and dtypes of parameters, with a mesh also their shardings, from abstract ones with logical axes."""
-    shapes = without_axes(boxed)
-    if mesh is None:
-        return shapes
-    shardings = parameter_shardings(boxed, mesh)
-    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
-
-
-def check_fits(abstract: PyTree[jax.ShapeDtypeStruct], mesh: Mesh) -> None:
-    """Makes sure that every parameter divides among the devices that share it.
-
-    Args:
-        abstract: parameters with their shardings.
-        mesh: where they go.
+def fill_sizes(config: MeshConfig, devices: int) -> dict[str, int]:
+    """The sizes with -1 filled in.
 
     Raises:
-        UserError: naming the first that does not.
+        UserError: if they do not multiply to the number of devices.
     """
-    for path, leaf in jax.tree_util.tree_leaves_with_path(abstract):
-        for size, axes in zip(leaf.shape, leaf.sharding.spec, strict=False):
-            names = (axes,) if isinstance(axes, str) else axes or ()
-            devices = math.prod(mesh.shape[name] for name in names)
-            if size % devices:
-                name = jax.tree_util.keystr(path, simple=True, separator="/")
-                raise UserError(
-                    f"mesh: a dimension of {size} of {name} does not divide among {' x '.join(names)} = {devices} "
-                    "devices; change the mesh or the model"
-                )
+    sizes = config.sizes
+    rest = math.prod(size for size in sizes.values() if size != -1)
+    filled = {axis: devices // rest if size == -1 else size for axis, size in sizes.items()}
+    if math.prod(filled.values()) != devices:
+        left = "" if -1 in sizes.values() else " or leave one of them at -1"
+        raise UserError(f"mesh: {_product(sizes)} does not make {devices} devices; change the mesh{left}")
+    return filled
 
 
-def without_axes(boxed: PyTree) -> PyTree:
-    """Parameters without logical axes; unlike flax's `unbox` it places nothing, so abstract ones work too."""
-
-    def is_box(x: Any) -> bool:
-        return isinstance(x, nn.meta.AxisMetadata)
-
-    return jax.tree.map(lambda x: x.value if is_box(x) else x, boxed, is_leaf=is_box)
-
-
-def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Rows of a batch over data and fsdp devices; the rest whole."""
-    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
-
-
-def replicated(mesh: Mesh) -> NamedSharding:
-    """A copy on every device."""
-    return NamedSharding(mesh, PartitionSpec())
+def _product(sizes: Mapping[str, int]) -> str:
+    return " x ".join(f"{axis} {size}" for axis, size in sizes.items())

@@ -18,7 +18,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
-from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, UInt8
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -36,7 +35,7 @@ from vlm_jax.errors import UserError
 from vlm_jax.models.encoders import slots_together
 from vlm_jax.models.vlm import VLM
 from vlm_jax.optim import Rule
-from vlm_jax.parallel import batch_sharding
+from vlm_jax.parallel import Layout, row_sharding
 from vlm_jax.serialise import to_json
 
 log = logging.getLogger(__name__)
@@ -45,14 +44,14 @@ log = logging.getLogger(__name__)
 class FrozenEncoder:
     """Turns the pictures of a batch into features, by a program of its own."""
 
-    def __init__(self, model: VLM, mesh: Mesh) -> None:
+    def __init__(self, model: VLM, layout: Layout) -> None:
         """Args:
         model: with an image encoder.
-        mesh: whose data and fsdp devices share the rows of a batch.
+        layout: where the rows of a batch are.
         """
-        self.sharding = batch_sharding(mesh)
+        self.sharding = row_sharding(layout)
         """Of a batch's rows."""
-        devices = mesh.shape["data"] * mesh.shape["fsdp"]
+        devices = layout.devices("batch")
         together = slots_together(model.config.encoder) if model.config.encoder is not None else 1
 
         def encode(

@@ -7,12 +7,12 @@ from typing import Any, Self
 
 import jax
 import numpy as np
-from jax.sharding import Sharding
 from jaxtyping import PyTree
 
 from vlm_jax.batch import Batch
 from vlm_jax.checkpoints import CheckpointManager
 from vlm_jax.errors import Preempted
+from vlm_jax.parallel import Layout, put_batch
 from vlm_jax.training.loop import Event
 from vlm_jax.training.recorder import Recorder, summarise
 
@@ -26,24 +26,24 @@ class ValidationHook:
         sums: Callable[[PyTree, Batch], Mapping[str, jax.Array]],
         sources: Sequence[str],
         every: int,
-        sharding: Sharding,
+        layout: Layout,
     ) -> None:
         """Args:
         batches: on the host; always the same ones.
         sums: compiled objective: (all parameters, batch) -> its sums.
         sources: names of the validation mixture's entries.
         every: steps between two validations.
-        sharding: of a batch's rows.
+        layout: where batches go.
         """
         self._batches, self._sums, self._sources = batches, sums, sources
-        self._every, self._sharding = every, sharding
+        self._every, self._layout = every, layout
 
     def __call__(self, event: Event) -> None:
         """Validates if it is due."""
         if event.step % self._every and not event.last:
             return
         params = event.state.params
-        results = [self._sums(params, jax.device_put(batch, self._sharding)) for batch in self._batches]
+        results = [self._sums(params, put_batch(batch, self._layout)) for batch in self._batches]
         fetched = jax.device_get(results)
         total = {key: np.sum([sums[key] for sums in fetched], axis=0) for key in fetched[0]}
         event.extras["validation"] = summarise(total, self._sources)

@@ -5,10 +5,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import jax
-from jax.sharding import Sharding
 
 from vlm_jax.batch import Batch, BatchInfo
 from vlm_jax.errors import UserError
+from vlm_jax.parallel import Layout, put_batch
 from vlm_jax.training.state import TrainState
 from vlm_jax.training.step import Metrics
 
@@ -50,7 +50,7 @@ Hook = Callable[[Event], None]
 
 
 def run_stage(
-    state: TrainState, step: Step, batches: Batches, sharding: Sharding, first: int, last: int, hooks: Sequence[Hook]
+    state: TrainState, step: Step, batches: Batches, layout: Layout, first: int, last: int, hooks: Sequence[Hook]
 ) -> TrainState:
     """Runs steps first + 1 .. last and returns the state after them.
 
@@ -61,7 +61,7 @@ def run_stage(
         state: after `first` steps.
         step: the compiled step; it may give up (donate) the state it is given.
         batches: positioned after `first` batches.
-        sharding: of a batch's rows.
+        layout: where batches go.
         first, last: steps done before, and when this returns.
         hooks: called after every step with the same Event; an exception from one ends the run.
 
@@ -77,7 +77,7 @@ def run_stage(
                     f"the data are used up after {number - 1} of {last} steps: raise max_epochs in its mixture, "
                     "or lower its steps"
                 ) from None
-            state, metrics = step(state, jax.device_put(batch, sharding))
+            state, metrics = step(state, put_batch(batch, layout))
             event = Event(number, number == last, state, metrics, info, batches.get_state)
             for hook in hooks:
                 hook(event)

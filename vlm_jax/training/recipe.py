@@ -11,7 +11,6 @@ from typing import Any
 import jax
 import optax
 from etils import epath
-from jax.sharding import Mesh
 from rich.console import Console
 
 from data_pipelines.loader import Loader, make_loader
@@ -37,7 +36,7 @@ from vlm_jax.errors import UserError
 from vlm_jax.losses.next_token import next_token_objective
 from vlm_jax.models.vlm import VLM
 from vlm_jax.optim import Rule, assign_rules, build_optimizer, split
-from vlm_jax.parallel import batch_sharding, build_mesh, check_fits, replicated, use_mesh
+from vlm_jax.parallel import Layout, build_layout, check_fits, replicated, use_layout
 from vlm_jax.serialise import to_json
 from vlm_jax.training.displays import ProgressDisplay, TensorBoard
 from vlm_jax.training.features import FrozenEncoder, check_cached_features, encoder_is_frozen, open_features
@@ -59,7 +58,7 @@ class Run:
     workdir: epath.Path
     processor: Processor
     model: VLM
-    mesh: Mesh
+    layout: Layout
     quarantine: Quarantine
     leaving: Preemption
     console: Console
@@ -88,13 +87,13 @@ def train(
     console = console or Console(stderr=True)
     path = open_workdir(experiment, workdir, allow_config_change)
     log.info("workdir %s", path)
-    mesh = build_mesh(experiment.mesh)
-    abstract = abstract_params(VLM(experiment.model), mesh)
-    check_fits(abstract, mesh)
+    layout = build_layout(experiment.mesh)
+    abstract = abstract_params(VLM(experiment.model), layout)
+    check_fits(abstract, layout)
     for stage in experiment.stages:
-        check_rows(stage, mesh)
+        check_rows(stage, layout)
         check_cached_features(stage, assign_rules(stage.optimizer.table, abstract))
-    log.info("devices: %d %s, mesh %s", jax.device_count(), jax.default_backend(), dict(mesh.shape))
+    log.info("devices: %d %s, mesh %s", jax.device_count(), jax.default_backend(), dict(layout.shape))
     processor = prepare_processor(experiment, path)
     log.info(
         "tokenizer: %d pieces; %d visual tokens an image slot",
@@ -102,8 +101,8 @@ def train(
         processor.prompt_tokens,
     )
     quarantine = Quarantine(path / "quarantine.jsonl", experiment.bad_record_limit)
-    with Preemption() as leaving, use_mesh(mesh):
-        run = Run(experiment, path, processor, VLM(experiment.model), mesh, quarantine, leaving, console)
+    with Preemption() as leaving, use_layout(layout):
+        run = Run(experiment, path, processor, VLM(experiment.model), layout, quarantine, leaving, console)
         params = None
         for index, stage in enumerate(experiment.stages):
             params = train_stage(run, index, stage, params)
@@ -122,21 +121,21 @@ def train_stage(run: Run, index: int, stage: Stage, previous: Mapping[str, Any] 
     checkpoints = run.experiment.checkpoints
     manager = CheckpointManager(checkpoint_directory(run, stage), checkpoints.keep_last, checkpoints.keep_every)
     try:
-        abstract = abstract_params(run.model, run.mesh)
+        abstract = abstract_params(run.model, run.layout)
         rules = assign_rules(stage.optimizer.table, abstract)
         optimizer = build_optimizer(stage.optimizer, rules, stage.steps, logical_axes(run.model))
         done = manager.latest_step()
         if done is None:
             params = starting_params(run, index, abstract, previous)
             keep_frozen_masters(run, index, params, rules, abstract)
-            state = create_state(params, rules, optimizer, run.experiment.model.precision.compute, run.mesh)
+            state = create_state(params, rules, optimizer, run.experiment.model.precision.compute, run.layout)
             done, data_state = 0, None
         else:
             state, data_state = restore_state(run, manager, done, abstract, rules, optimizer)
             log.info("stage %s: resumed after step %d of %d", stage.name, done, stage.steps)
         if done < stage.steps:
             describe_parameters(stage, state)
-            frozen = FrozenEncoder(run.model, run.mesh) if encoder_is_frozen(rules) else None
+            frozen = FrozenEncoder(run.model, run.layout) if encoder_is_frozen(rules) else None
             with open_batches(run, stage, frozen, state, data_state) as batches:
                 state = run_steps(run, index, state, optimizer, batches, manager, done)
         return state.params
@@ -191,7 +190,7 @@ def run_steps(
 ) -> TrainState:
     """Builds the step and the hooks of a stage and runs the loop."""
     experiment, stages = run.experiment, run.experiment.stages
-    stage, sharding = stages[index], batch_sharding(run.mesh)
+    stage = stages[index]
     names = [entry.title for entry in stage.data.mixture]
     step = build_step(run, stage, optimizer, state, batches.frozen)
     finished = [s.name for s in stages[:index]]
@@ -210,7 +209,7 @@ def run_steps(
         saving = CheckpointHook(manager, experiment.checkpoints.every, files, recorder, run.leaving)
         hooks: list[Hook] = [*validation_hooks(run, stage, batches), recorder, saving]
         try:
-            return run_stage(state, step, batches.loader, sharding, done, stage.steps, hooks)
+            return run_stage(state, step, batches.loader, run.layout, done, stage.steps, hooks)
         finally:
             board.close()
 
@@ -237,13 +236,13 @@ def build_step(
     return step if frozen is None else lambda state, batch: step(state, frozen(state.frozen, batch))
 
 
-def check_rows(stage: Stage, mesh: Mesh) -> None:
+def check_rows(stage: Stage, layout: Layout) -> None:
     """Raises UserError if the rows of a batch, or of a part of it, do not divide among the devices that take rows."""
-    devices, rows = mesh.shape["data"] * mesh.shape["fsdp"], stage.data.rows // stage.accumulation
+    devices, rows = layout.devices("batch"), stage.data.rows // stage.accumulation
     if rows % devices:
         raise UserError(
-            f"stage {stage.name}: {rows} rows (data.rows / accumulation) do not divide among data x fsdp = {devices} "
-            "devices; change the rows or the mesh"
+            f"stage {stage.name}: {rows} rows (data.rows / accumulation) do not divide among "
+            f"{' x '.join(layout.axes('batch'))} = {devices} devices; change the rows or the mesh"
         )
 
 
@@ -263,10 +262,10 @@ def starting_params(run: Run, index: int, abstract: Any, previous: Mapping[str, 
         loaded = load_parts(run, abstract) if stage.start_from == "previous" else {}
         rest = "random parameters" if not loaded else f"{' and '.join(loaded)}, and random parameters for the rest"
         log.info("stage %s: starts from %s", stage.name, rest)
-        return initialise_missing(run.model, run.mesh, run.experiment.seed, loaded)
+        return initialise_missing(run.model, run.layout, run.experiment.seed, loaded)
     if not is_own(stage.start_from):
         log.info("stage %s: starts from %s", stage.name, stage.start_from)
-        return load_whole(stage.start_from, run.experiment.model, abstract, run.mesh)
+        return load_whole(stage.start_from, run.experiment.model, abstract, run.layout)
     where = step_directory(stage.start_from)
     log.info("stage %s: starts from %s", stage.name, where)
     return widen(load_params(where, abstract), abstract, where.parents[2] / "masters" / where.parent.name)
@@ -278,10 +277,10 @@ def load_parts(run: Run, abstract: Any) -> dict[str, Any]:
     dtype = model.precision.parameters
     if parts.encoder and model.encoder is not None:
         log.info("encoder: %s", parts.encoder)
-        loaded["encoder"] = load_encoder(parts.encoder, model.encoder, dtype, abstract["encoder"], run.mesh)
+        loaded["encoder"] = load_encoder(parts.encoder, model.encoder, dtype, abstract["encoder"], run.layout)
     if parts.decoder:
         log.info("decoder: %s", parts.decoder)
-        loaded["decoder"] = load_decoder(parts.decoder, model.decoder, dtype, abstract["decoder"], run.mesh)
+        loaded["decoder"] = load_decoder(parts.decoder, model.decoder, dtype, abstract["decoder"], run.layout)
     return loaded
 
 
@@ -310,10 +309,10 @@ def restore_state(
     trained, frozen = split(abstract, rules)
     compute = run.experiment.model.precision.compute
     cast = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, compute, sharding=x.sharding), frozen)
-    layout = TrainState(step=step, trained=trained, frozen=cast, optimizer=None)  # type: ignore[arg-type]
-    snapshot = manager.restore(step, layout.params, abstract_optimizer(optimizer, trained, run.mesh))
+    whole = TrainState(step=step, trained=trained, frozen=cast, optimizer=None)  # type: ignore[arg-type]
+    snapshot = manager.restore(step, whole.params, abstract_optimizer(optimizer, trained, run.layout))
     trained, frozen = split(snapshot.params, rules)
-    counter = jax.device_put(jax.numpy.int32(step), replicated(run.mesh))  # as in a new state
+    counter = jax.device_put(jax.numpy.int32(step), replicated(run.layout))  # as in a new state
     return TrainState(counter, trained, frozen, snapshot.optimizer), snapshot.data
 
 
@@ -325,7 +324,7 @@ def validation_hooks(run: Run, stage: Stage, batches: StageData) -> list[Validat
     objective, frozen = build_objective(run, stage, len(names)), batches.frozen
     sums = jax.jit(lambda params, batch: objective(params, batch)[1])
     measure = sums if frozen is None else lambda params, batch: sums(params, frozen(params, batch))
-    return [ValidationHook(batches.held_out, measure, names, stage.validation.every, batch_sharding(run.mesh))]
+    return [ValidationHook(batches.held_out, measure, names, stage.validation.every, run.layout)]
 
 
 def checkpoint_files(run: Run) -> dict[str, bytes]:

@@ -6,11 +6,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import NamedSharding
 from jaxtyping import Array, Int, PyTree
 
 from vlm_jax.optim import Rule, merge, split
-from vlm_jax.parallel import replicated
+from vlm_jax.parallel import Layout, replicated
 
 
 @jax.tree_util.register_dataclass
@@ -33,7 +33,7 @@ class TrainState:
 
 
 def create_state(
-    params: PyTree, rules: dict[str, Rule], optimizer: optax.GradientTransformation, compute_dtype: str, mesh: Mesh
+    params: PyTree, rules: dict[str, Rule], optimizer: optax.GradientTransformation, compute_dtype: str, layout: Layout
 ) -> TrainState:
     """The state before the first step of a stage; `params` are given up.
 
@@ -42,20 +42,20 @@ def create_state(
         rules: what trains (`optim.assign_rules`).
         optimizer: of the stage.
         compute_dtype: frozen parameters are cast to it.
-        mesh: where the state lives; optimiser moments lie as their parameters do.
+        layout: where the state lives; optimiser moments lie as their parameters do.
     """
     trained, frozen = split(params, rules)
     frozen = jax.tree.map(lambda x: x.astype(compute_dtype), frozen)
-    shardings = jax.tree.map(lambda x: x.sharding, abstract_optimizer(optimizer, trained, mesh))
+    shardings = jax.tree.map(lambda x: x.sharding, abstract_optimizer(optimizer, trained, layout))
     return TrainState(
-        step=jax.device_put(jnp.zeros((), jnp.int32), replicated(mesh)),
+        step=jax.device_put(jnp.zeros((), jnp.int32), replicated(layout)),
         trained=trained,
         frozen=frozen,
         optimizer=jax.jit(optimizer.init, out_shardings=shardings)(trained),
     )
 
 
-def abstract_optimizer(optimizer: optax.GradientTransformation, trained: PyTree, mesh: Mesh) -> PyTree:
+def abstract_optimizer(optimizer: optax.GradientTransformation, trained: PyTree, layout: Layout) -> PyTree:
     """Shapes, dtypes and shardings of the optimiser's state for given (abstract) parameters.
 
     A moment has the sharding of the parameter whose path ends its own path and whose shape it has; counters and
@@ -67,7 +67,7 @@ def abstract_optimizer(optimizer: optax.GradientTransformation, trained: PyTree,
     }
 
     def place(path: Any, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        sharding: NamedSharding = replicated(mesh)
+        sharding: NamedSharding = replicated(layout)
         for start in range(len(path)):
             found = by_path.get(jax.tree_util.keystr(path[start:]))
             if found and found[0] == leaf.shape:

@@ -20,7 +20,7 @@ from vlm_jax.models.presets import vlm_mu
 from vlm_jax.models.qformer import QFormerConfig
 from vlm_jax.models.vit import PatchStem, ViTConfig
 from vlm_jax.models.vlm import PromptLayout, VLMConfig
-from vlm_jax.parallel import MeshConfig, abstract_params, build_mesh
+from vlm_jax.parallel import MeshConfig, abstract_params, build_layout
 
 ENCODER = ViTConfig(
     (28, 28),
@@ -104,7 +104,7 @@ def test_the_parts_of_such_a_model_come_in(blip2, tmp_path, capsys):
     with pytest.raises(UserError, match="text_config is 'opt'"):
         load_hf(directory, part="decoder")
     with pytest.raises(UserError, match=r"parts.encoder: .* is a QFormerConfig, which has no encoder"):
-        load_encoder(str(tmp_path / "qformer"), ENCODER, "float32", {}, build_mesh(MeshConfig()))
+        load_encoder(str(tmp_path / "qformer"), ENCODER, "float32", {}, build_layout(MeshConfig()))
 
 
 def test_parts_of_other_models(tmp_path):

@@ -21,7 +21,7 @@ from vlm_jax.models.adapters import CrossAttentionConfig
 from vlm_jax.models.presets import ADAPTERS, vlm_mu
 from vlm_jax.models.vlm import VLM
 from vlm_jax.optim import OptimizerConfig, Schedule, assign_rules, build_optimizer
-from vlm_jax.parallel import MeshConfig, batch_sharding, build_mesh, use_mesh
+from vlm_jax.parallel import MeshConfig, build_layout, put_batch, use_layout
 from vlm_jax.training.state import create_state
 from vlm_jax.training.step import compile_step, train_step
 
@@ -60,13 +60,13 @@ def batch_for(config, rows=8, length=32):
 
 def train(config, mesh_config, batches, optimizer_config=OPTIMIZER, steps=100):
     """A few steps from random parameters: (losses, parameters before, state after)."""
-    mesh, model = build_mesh(mesh_config), VLM(config)
-    with use_mesh(mesh):
-        params = initialise_missing(model, mesh, seed=0)
+    layout, model = build_layout(mesh_config), VLM(config)
+    with use_layout(layout):
+        params = initialise_missing(model, layout, seed=0)
         before = jax.tree.map(np.asarray, params)
         rules = assign_rules(optimizer_config.table, params)
         optimizer = build_optimizer(optimizer_config, rules, steps)
-        state = create_state(params, rules, optimizer, "float32", mesh)
+        state = create_state(params, rules, optimizer, "float32", layout)
         step = functools.partial(
             train_step,
             objective=lambda p, part: next_token_objective(model.apply, p, part, 2),
@@ -75,7 +75,7 @@ def train(config, mesh_config, batches, optimizer_config=OPTIMIZER, steps=100):
         )
         step, losses = compile_step(step, state), []
         for batch in batches:
-            state, metrics = step(state, jax.device_put(batch, batch_sharding(mesh)))
+            state, metrics = step(state, put_batch(batch, layout))
             losses.append(float(metrics["loss"]))
     return losses, before, state
 
