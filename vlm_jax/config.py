@@ -114,10 +114,51 @@ class Checkpoints:
     """The newest so many of each stage are kept."""
     keep_every: int = 0
     """Steps that are a multiple of this are kept for good; 0 = none."""
+    retry_seconds: float = 600.0
+    """How long a save, or a line of a log, that a full disk or an unreachable bucket refused is tried again."""
 
     def __post_init__(self) -> None:
-        if self.every < 1 or self.keep_last < 1 or self.keep_every < 0:
-            raise UserError("checkpoints: every and keep-last must be at least 1, keep-every at least 0")
+        if self.every < 1 or self.keep_last < 1 or self.keep_every < 0 or self.retry_seconds < 0:
+            raise UserError(
+                "checkpoints: every and keep-last must be at least 1, keep-every and retry-seconds at least 0"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class LossPolicy:
+    """What is done about a step whose loss, gradient or update is not finite, and about a spike of the loss.
+
+    stop: the run ends with an error, and nothing spoilt is saved. skip: the step leaves parameters and optimiser state
+    as they were. roll_back: the newest checkpoint is restored, and the steps after it are done again but for the one at
+    fault, which passes without a change. A skipped step counts as done, so later ones have the batches they would have.
+    """
+
+    nonfinite: Literal["stop", "skip", "roll_back"] = "stop"
+    spike: Literal["ignore", "stop", "skip", "roll_back"] = "ignore"
+    spike_factor: float = 6.0
+    """A spike is a loss above mean + so many standard deviations of the steps before it, spikes left out."""
+    spike_steps: int = 100
+    """How many steps mean and deviation look back on; there is no spike before so many."""
+    most_in_a_row: int = 5
+    """Skipped steps in a row that are let pass; one more ends the run."""
+    most: int = 50
+    """The same in all, for each stage."""
+
+    def __post_init__(self) -> None:
+        if self.spike_factor <= 0 or self.spike_steps < 2 or self.most_in_a_row < 1 or self.most < 1:
+            raise UserError(
+                "loss-policy: spike-factor must be above 0, spike-steps at least 2, most-in-a-row and most at least 1"
+            )
+
+    @property
+    def skips(self) -> bool:
+        """Whether the step itself may leave parameters as they were."""
+        return "skip" in (self.nonfinite, self.spike)
+
+    @property
+    def rolls_back(self) -> bool:
+        """Whether a checkpoint may be restored in the middle of a run."""
+        return "roll_back" in (self.nonfinite, self.spike)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,6 +225,7 @@ class Experiment:
     images: ImagePreprocessing = ImagePreprocessing()
     evaluation: Evaluation = Evaluation()
     checkpoints: Checkpoints = Checkpoints()
+    loss_policy: LossPolicy = LossPolicy()
     feature_cache: FeatureCache = FeatureCache()
     mesh: MeshConfig = MeshConfig()
     seed: int = 0
@@ -193,10 +235,16 @@ class Experiment:
     """Steps between two lines of metrics.jsonl."""
     bad_record_limit: float = 0.01
     """Share of unusable records above which the run stops."""
+    watchdog_seconds: float = 900.0
+    """Longest time for drawing a batch, a step, or what follows it; then all stacks are dumped and the run ends; 0 = no
+    limit. A stage's first step, which compiles, saves and validations may take four times as long. The longest lawful
+    wait elsewhere is for log_every steps: 20 of half a minute are 600 s."""
 
     def __post_init__(self) -> None:
         if self.log_every < 1:
             raise UserError(f"log-every is {self.log_every}; give at least 1")
+        if self.watchdog_seconds < 0:
+            raise UserError(f"watchdog-seconds is {self.watchdog_seconds:g}; give a time, or 0 for no limit")
         names = [stage.name for stage in self.stages]
         doubled = sorted({name for name in names if names.count(name) > 1})
         if not names or doubled:

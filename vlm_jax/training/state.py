@@ -11,6 +11,7 @@ from jaxtyping import Array, Int, PyTree
 
 from vlm_jax.optim import Rule, merge, split
 from vlm_jax.parallel import Layout, replicated
+from vlm_jax.training.loss_watch import LossWatch
 
 
 @jax.tree_util.register_dataclass
@@ -25,6 +26,8 @@ class TrainState:
     frozen: dict[str, Any]
     """Parameters without a rate, in the compute dtype."""
     optimizer: PyTree
+    watch: LossWatch | None = None
+    """Where the policy looks for spikes: what the loss was in the steps before."""
 
     @property
     def params(self) -> dict[str, Any]:

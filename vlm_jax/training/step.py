@@ -10,7 +10,9 @@ import optax
 from jaxtyping import Array, Float, PyTree
 
 from vlm_jax.batch import Batch
+from vlm_jax.config import LossPolicy
 from vlm_jax.optim import merge
+from vlm_jax.training.loss_watch import choose, judge
 from vlm_jax.training.state import TrainState
 
 Objective = Callable[[PyTree, Batch], tuple[Float[Array, ""], dict[str, Array]]]
@@ -27,6 +29,7 @@ def train_step(
     optimizer: optax.GradientTransformation,
     rate: optax.Schedule,
     accumulation: int = 1,
+    policy: LossPolicy = LossPolicy(),
 ) -> tuple[TrainState, Metrics]:
     """Moves the trained parameters by the gradient of Σ w·ce / Σ w, both sums over the whole global batch.
 
@@ -38,10 +41,11 @@ def train_step(
         rate: its learning rate as a function of the step, to report it.
         accumulation: parts that the batch is cut into, one after the other; the result does not depend on it beyond
             rounding.
+        policy: whether a step may leave parameters and optimiser state as they were; the default one adds nothing.
 
     Returns:
         The state after the step; and the objective's sums, with "loss", "gradient_norm", "update_norm",
-        "learning_rate", "positions" and "images".
+        "learning_rate", "positions", "images" and what `loss_watch.judge` adds.
     """
     weight = jnp.maximum(batch.loss_weights.sum(), 1e-6)
 
@@ -68,7 +72,20 @@ def train_step(
         "positions": jnp.asarray(batch.tokens.size, jnp.float32),
         "images": count_images(batch),
     }
+    if policy.skips or state.watch is not None:
+        skip, watch, told = judge(policy, state.watch, metrics)
+        if skip is not None:
+            trained, optimizer_state = choose(skip, (state.trained, state.optimizer), (trained, optimizer_state))
+        state, metrics = dataclasses.replace(state, watch=watch), metrics | told
     return dataclasses.replace(state, step=state.step + 1, trained=trained, optimizer=optimizer_state), metrics
+
+
+_next = jax.jit(lambda number: number + 1)
+
+
+def pass_over(state: TrainState) -> TrainState:
+    """The state after a step that does nothing but count."""
+    return dataclasses.replace(state, step=_next(state.step))
 
 
 def compile_step(step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]], state: TrainState) -> Any:

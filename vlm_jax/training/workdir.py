@@ -19,7 +19,17 @@ from vlm_jax.serialise import differences, to_json, to_plain
 
 log = logging.getLogger(__name__)
 
-HARMLESS = ("name", "log_every", "checkpoints", "evaluation", "notes", "bad_record_limit", "mesh", "feature_cache")
+HARMLESS = (
+    "name",
+    "log_every",
+    "checkpoints",
+    "evaluation",
+    "notes",
+    "bad_record_limit",
+    "mesh",
+    "feature_cache",
+    "watchdog_seconds",
+)
 """Fields of an experiment that may differ when a run is resumed."""
 
 HARMLESS_OF_STAGES = ("validation", "cache_features")
