@@ -28,6 +28,8 @@ class Chip:
     """As in a topology, "v5p"."""
     peak_flops: float
     """Floating-point operations a second in bfloat16 (D)."""
+    mxu: int
+    """Rows and columns of a matrix unit (D)."""
     hbm_bytes: int
     """HBM that the compiler gives to a program (C): less than the nominal size, for some is reserved."""
     hbm_bandwidth: float
@@ -85,6 +87,7 @@ CHIPS = {
         Chip(
             name="v4",
             peak_flops=275e12,
+            mxu=128,
             hbm_bytes=int(30.75 * GIB),
             hbm_bandwidth=1200e9,
             torus_axes=3,
@@ -102,6 +105,7 @@ CHIPS = {
         Chip(
             name="v5e",
             peak_flops=197e12,
+            mxu=128,
             hbm_bytes=int(15.75 * GIB),
             hbm_bandwidth=819e9,
             torus_axes=2,
@@ -118,6 +122,7 @@ CHIPS = {
         Chip(
             name="v5p",
             peak_flops=459e12,
+            mxu=128,
             hbm_bytes=int(95.74 * GIB),
             hbm_bandwidth=2765e9,
             torus_axes=3,
@@ -134,6 +139,7 @@ CHIPS = {
         Chip(
             name="v6e",
             peak_flops=918e12,
+            mxu=256,
             hbm_bytes=int(31.25 * GIB),
             hbm_bandwidth=1638e9,
             torus_axes=2,

@@ -1,0 +1,106 @@
+"""The TPU compiler at work: optimised HLO and memory of a lowered program, or what stood in the way of its fitting."""
+
+import re
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from vlm_jax.errors import UserError
+from vlm_jax.rehearsal.memory import Tensor, largest_tensors
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What the compiler made of a program for one chip. Sizes are bytes of HBM unless said otherwise."""
+
+    text: str
+    """Optimised and scheduled HLO."""
+    argument_bytes: int
+    """State and batch; what is donated is counted here and not as output."""
+    peak_bytes: int
+    """All that must be there at once: arguments, outputs, temporaries, the program itself."""
+    host_bytes: int
+    """Of the host's memory: what is offloaded."""
+    tensors: tuple[Tensor, ...]
+    """The largest, which do not share memory with each other."""
+    seconds: float
+    """That the compiler took."""
+
+
+class DoesNotFitError(Exception):
+    """A program needs more HBM than a chip has."""
+
+    def __init__(self, needed: int, available: int, tensors: tuple[Tensor, ...], seconds: float) -> None:
+        """Args:
+        needed, available: bytes, by the compiler's own account.
+        tensors: the largest.
+        seconds: that the compiler took.
+        """
+        super().__init__(f"needs {needed} of {available} bytes")
+        self.needed, self.available, self.tensors, self.seconds = needed, available, tensors, seconds
+
+
+def compile_lowered(lowered: Any, options: dict[str, Any] | None = None) -> Compiled:
+    """Compiles a program that was lowered for absent TPUs.
+
+    The HLO is taken from the compiler's dump: `as_text()` of an executable fails where the compiler is newer than
+    jaxlib's parser. For the same reason nothing is taken from the compilation cache, where there is no dump.
+
+    Args:
+        lowered: of `jax.jit(...).lower(...)`.
+        options: flags of the compiler.
+
+    Raises:
+        DoesNotFitError: too much HBM.
+        UserError: the compiler refuses it, in its own words.
+    """
+    start, cached = time.monotonic(), jax.config.values["jax_enable_compilation_cache"]
+    with tempfile.TemporaryDirectory(prefix="vlm-rehearse-") as directory:
+        dump = Path(directory)
+        flags = {**(options or {}), "xla_dump_to": directory, "xla_dump_hlo_as_text": True}
+        jax.config.update("jax_enable_compilation_cache", False)
+        try:
+            executable = lowered.compile(compiler_options=flags)
+        except Exception as error:  # of XLA, whose exceptions have no common type
+            raise _explained(error, dump, time.monotonic() - start) from None
+        finally:
+            jax.config.update("jax_enable_compilation_cache", cached)
+        stats = executable.memory_analysis()
+        report = _read(dump, "memory-usage-report.txt")
+        # The heap as it was laid out; the peak that the executable names leaves the gaps in it out.
+        heap = re.search(r"Memory Space: default.*\nTotal bytes: (\d+)", report)
+        held = max(int(heap[1]) if heap else 0, stats.peak_memory_in_bytes)
+        text = _read(dump, ".after_optimizations.txt")
+        return Compiled(
+            text=text or executable.as_text(),
+            argument_bytes=stats.argument_size_in_bytes,
+            peak_bytes=held + stats.generated_code_size_in_bytes,
+            host_bytes=stats.host_argument_size_in_bytes + stats.host_temp_size_in_bytes,
+            tensors=largest_tensors(_read(dump, "-buffer-assignment.txt"), text),
+            seconds=time.monotonic() - start,
+        )
+
+
+_UNITS = {"B": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+def _explained(error: Exception, dump: Path, seconds: float) -> Exception:
+    message = " ".join(str(error).split())
+    if "RESOURCE_EXHAUSTED" not in message and "Ran out of memory" not in message:
+        return UserError(f"the TPU compiler refuses the program: {message[:400]}; change the mesh or the kernel")
+    sizes = re.findall(r"([\d.]+)([KMGT]?)\b(?:i?B)?", message.split("emory", 1)[-1])
+    bytes_ = [int(float(number) * _UNITS[unit or "B"]) for number, unit in sizes if unit]
+    needed, available = [*bytes_, 0, 0][:2]
+    text = _read(dump, "oom_intermediate_module.txt") or _read(dump, ".after_optimizations.txt")
+    tensors = largest_tensors(_read(dump, "-buffer-assignment.txt"), text)
+    return DoesNotFitError(needed, available, tensors, seconds)
+
+
+def _read(dump: Path, ending: str) -> str:
+    """The largest of the files with this ending: those of helper programs are small."""
+    files = sorted(dump.glob(f"*{ending}"), key=lambda file: file.stat().st_size)
+    return files[-1].read_text(errors="replace") if files else ""
