@@ -1,5 +1,6 @@
 """Self-contained checkpoints, and parameters handed from stage to stage."""
 
+from vlm_jax.checkpoints.checks import DamagedError, read_step_files
 from vlm_jax.checkpoints.handoff import (
     abstract_params,
     initialise_missing,
@@ -10,10 +11,11 @@ from vlm_jax.checkpoints.handoff import (
     step_directory,
     widen,
 )
-from vlm_jax.checkpoints.manager import CheckpointManager, Snapshot, read_step_files
+from vlm_jax.checkpoints.manager import CheckpointManager, Snapshot
 
 __all__ = [
     "CheckpointManager",
+    "DamagedError",
     "Snapshot",
     "abstract_params",
     "initialise_missing",

@@ -13,8 +13,8 @@ from flax import traverse_util
 from jaxtyping import PyTree
 
 from vlm_jax import parallel
+from vlm_jax.checkpoints.checks import check_model, damaged, read_step_files, verify
 from vlm_jax.checkpoints.checksums import damaged_leaves, seal, tree_checksums, unseal
-from vlm_jax.checkpoints.manager import check_model, damaged, read_step_files, verify
 from vlm_jax.errors import UserError
 from vlm_jax.models.abstract import Model, boxed_params, initialise
 from vlm_jax.parallel import Layout, use_layout

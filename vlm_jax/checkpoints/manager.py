@@ -10,7 +10,8 @@ name is whole.
 
 import dataclasses
 import json
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -18,9 +19,14 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jaxtyping import PyTree
 
-from vlm_jax.checkpoints.checksums import damaged_leaves, file_checksum, seal, tree_checksums, unseal
-from vlm_jax.checkpoints.files import FilesHandler, FilesRestore, FilesSave
+from vlm_jax.checkpoints.checks import DamagedError, check_model, damaged, first_line, read_step_files, verify
+from vlm_jax.checkpoints.checksums import file_checksum, seal, tree_checksums, unseal
+from vlm_jax.checkpoints.files import FilesHandler, FilesSave
+from vlm_jax.checkpoints.retry import passing, try_again
 from vlm_jax.errors import UserError
+from vlm_jax.parallel.agreement import gather
+
+log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,17 +44,33 @@ class Snapshot:
         return json.loads(self.files["data.json"])
 
 
+class _OrbaxManager(ocp.CheckpointManager):
+    def reached_preemption(self, step: int) -> bool:
+        """Never: asking jax counts as a step done, and the run asks once a step, with numbers of its own."""
+        return False
+
+
 class CheckpointManager:
     """Saves and restores the steps of one stage. Close it: a save may still be under way."""
 
-    def __init__(self, directory: epath.PathLike, keep_last: int = 2, keep_every: int = 0) -> None:
+    def __init__(
+        self,
+        directory: epath.PathLike,
+        keep_last: int = 2,
+        keep_every: int = 0,
+        retry_seconds: float = 0.0,
+        alive: Callable[[], None] = lambda: None,
+    ) -> None:
         """Opens the directory of a stage, WORKDIR/checkpoints/STAGE, and clears what a killed save left there.
 
         Args:
             directory: made if it is not there.
             keep_last: the newest so many steps are kept.
             keep_every: multiples of this are kept for good; 0 = none.
+            retry_seconds: how long a save is tried that a full disk or an unreachable bucket refuses.
+            alive: called again and again while it is tried.
         """
+        self._retry_seconds, self._alive = retry_seconds, alive
         self.directory = epath.Path(directory).resolve()
         policies: list[Any] = [ocp.checkpoint_managers.LatestN(keep_last)]
         if keep_every:
@@ -63,25 +85,35 @@ class CheckpointManager:
             "optimizer": ocp.StandardCheckpointHandler(),
             "files": FilesHandler(),
         }
-        self._manager = ocp.CheckpointManager(self.directory, item_handlers=handlers, options=options)
+        self._manager = _OrbaxManager(self.directory, item_handlers=handlers, options=options)
 
     def latest_step(self) -> int | None:
-        """The newest whole step, or None."""
+        """The newest step with a name of its own, or None. It is whole, unless it was damaged since."""
         return self._manager.latest_step()
 
     def save(
-        self, step: int, params: PyTree, optimizer: PyTree, data: Mapping[str, Any], files: Mapping[str, bytes]
+        self,
+        step: int,
+        params: PyTree,
+        optimizer: PyTree,
+        data: Mapping[str, Any],
+        files: Mapping[str, bytes],
+        wait: bool = False,
     ) -> None:
         """Starts saving a step; arrays are copied first, so they may be donated afterwards.
+
+        If the disk refused the step before, which is noticed only now, that step is given up in favour of this one,
+        which is then waited for and tried until the disk takes it.
 
         Args:
             step: steps done in this stage.
             params, optimizer: trees of arrays.
             data: the loader's state after the last batch that went into the parameters.
             files: config.json, the processor's files and so on, by relative path.
+            wait: return when it is on disk.
 
         Raises:
-            UserError: if the disk refused this save or the one before.
+            UserError: if the disk refuses for longer than `retry_seconds`.
         """
         small = {**files, "data.json": _json(data)}
         sums = {
@@ -94,16 +126,42 @@ class CheckpointManager:
             optimizer=ocp.args.StandardSave(optimizer),
             files=FilesSave({**small, "checksums.json": seal(sums)}),
         )
-        try:
+        wait |= self._lost_one()
+
+        def attempt() -> None:
             self._manager.save(step, args=items, force=True)
+            if wait:
+                self._finish()
+
+        try:
+            try_again(attempt, f"{self.directory}: saving step {step}", self._retry_seconds, self._alive)
         except (OSError, ValueError, RuntimeError) as error:
             raise self._unsaved(step, error) from error
+        except Exception as error:
+            if not passing(error):
+                raise
+            raise self._unsaved(step, error) from error
+
+    def _lost_one(self) -> bool:
+        """Waits for the save before, if it is under way still; whether the disk refused it."""
+        try:
+            self._finish()
+        except Exception as error:
+            why = passing(error)
+            if not why or not self._retry_seconds:
+                raise self._unsaved(None, error) from error
+            log.warning("%s: the last save failed (%s); saving the present step in its place", self.directory, why)
+            return True
+        return False
+
+    def _finish(self) -> None:
+        self._manager.wait_until_finished()
+        self._manager.check_for_errors()
 
     def wait(self) -> None:
         """Returns when the save under way, if any, is on disk; raises like `save`."""
         try:
-            self._manager.wait_until_finished()
-            self._manager.check_for_errors()
+            self._finish()
         except (OSError, ValueError, RuntimeError) as error:
             raise self._unsaved(None, error) from error
 
@@ -114,126 +172,129 @@ class CheckpointManager:
         finally:
             self._manager.close()
 
+    def restore_newest(self, params: PyTree, optimizer: PyTree) -> Snapshot | None:
+        """Reads the newest step that is whole; damaged ones after it are set aside under the name STEP.damaged.
+
+        Args:
+            params, optimizer: abstract trees, as for `restore`.
+
+        Returns:
+            None if nothing was saved.
+
+        Raises:
+            UserError: if all steps are damaged (nothing is renamed then), or the newest belongs to another model.
+        """
+        steps: list[int] = json.loads(gather(json.dumps(sorted(self._manager.all_steps(read=True))))[0])
+        bad: dict[int, DamagedError] = {}
+        for step in reversed(steps):
+            try:
+                snapshot = self.restore(step, params, optimizer)
+            except DamagedError as error:
+                bad[step] = error
+            else:
+                for older, error in bad.items():
+                    self._set_aside(older, error, f"step {step} is used")
+                return snapshot
+        if bad:
+            raise bad[steps[-1]]
+        return None
+
+    def set_aside_all(self, error: DamagedError, instead: str) -> None:
+        """Renames every step, after `restore_newest` found that all are damaged.
+
+        Args:
+            error: that it raised.
+            instead: what is used in their place.
+        """
+        for step in self._manager.all_steps(read=True):
+            self._set_aside(step, error, instead)
+
+    def _set_aside(self, step: int, error: DamagedError, instead: str) -> None:
+        where, number = self.directory / str(step), 1
+        while (aside := self.directory / (f"{step}.damaged" + (f"-{number}" if number > 1 else ""))).exists():
+            number += 1
+        log.warning("%s; it is set aside as %s, and %s", error.what, aside.name, instead)
+        gather("")  # none may be reading it still
+        if jax.process_index() == 0:
+            try:
+                where.rename(aside)
+            except OSError as problem:
+                raise UserError(f"{error} (it cannot be renamed: {first_line(problem)})") from problem
+        gather("")
+        self._manager.reload()
+
     def restore(self, step: int, params: PyTree, optimizer: PyTree) -> Snapshot:
         """Reads a step into the given abstract trees (shape, dtype, sharding) and verifies every checksum.
 
+        Each process reads what its own devices hold; then all know whether any found damage.
+
         Raises:
-            UserError: if a file is damaged, or the checkpoint belongs to another model or optimiser.
+            DamagedError: if a file is damaged.
+            UserError: if the checkpoint belongs to another model or optimiser, or cannot be reached.
         """
-        where = self.directory / str(step)
-        files = read_step_files(where)
-        expected = unseal(files["checksums.json"])
-        check_model(where, expected, {"params": params, "optimizer": optimizer})
-        items = ocp.args.Composite(
-            params=ocp.args.StandardRestore(params),
-            optimizer=ocp.args.StandardRestore(optimizer),
-            files=FilesRestore(),
-        )
+        where, items = self.directory / str(step), {"params": params, "optimizer": optimizer}
+        found: tuple[Mapping[str, bytes], dict[str, PyTree]] | None = None
+        own: UserError | None = None
         try:
-            restored = self._manager.restore(step, args=items)
+            found = try_again(lambda: _read(where, items), f"reading {where}", self._retry_seconds, self._alive)
+        except UserError as error:
+            own = error
         except Exception as error:
-            raise damaged(where, f"{type(error).__name__}: {_first_line(error)}") from error
-        verify(where, {"params": restored.params, "optimizer": restored.optimizer}, expected)
-        return Snapshot(step, restored.params, restored.optimizer, files)
+            if not passing(error):
+                raise
+            own = UserError(f"{where}: could not be read ({passing(error)}); run again when it can")
+        _agree(own)
+        assert found is not None
+        files, trees = found
+        verify(where, trees, unseal(files["checksums.json"]))
+        return Snapshot(step, trees["params"], trees["optimizer"], files)
 
     def _unsaved(self, step: int | None, error: Exception) -> UserError:
         which = "a checkpoint" if step is None else f"step {step}"
         last = self.latest_step()
         kept = f"step {last} is whole" if last is not None else "nothing was saved before"
-        cause = _first_line(error)
-        if "ENOSPC" in cause or "No space left" in cause or "RESOURCE_EXHAUSTED" in cause:
-            cause = "the disk is full"
         return UserError(
-            f"{self.directory}: could not save {which} ({cause}); {kept}; "
+            f"{self.directory}: could not save {which} ({passing(error) or first_line(error)}); {kept}; "
             "free space or choose another --workdir, then run again"
         )
 
 
-def read_step_files(step_directory: epath.PathLike) -> dict[str, bytes]:
-    """The small files of a step directory: config.json, checksums.json, processor/… by relative path.
-
-    Raises:
-        UserError: if it is not a checkpoint, or its files are damaged.
-    """
-    where = epath.Path(step_directory)
-    if not (where / "files").is_dir():
-        raise UserError(f"{where}: not a checkpoint of vlm-jax; give a workdir or a directory checkpoints/STAGE/STEP")
+def _read(where: epath.Path, items: Mapping[str, PyTree]) -> tuple[Mapping[str, bytes], dict[str, PyTree]]:
+    """(files, arrays) of a step directory, without a word to other processes."""
     try:
-        files = FilesHandler().restore(where / "files")
-    except OSError as error:
-        raise damaged(where, f"files/: {_first_line(error)}") from error
-    sums = _checksums_of(where, files)
-    for name in ("config.json", *(name.removeprefix("files/") for name in sums if name[:6] == "files/")):
-        if name not in files:
-            raise damaged(where, f"files/{name} is missing")
-        if file_checksum(files[name]) != sums.get(f"files/{name}", file_checksum(files[name])):
-            raise damaged(where, f"checksum of files/{name} differs")
-    return files
-
-
-def _checksums_of(where: epath.Path, files: Mapping[str, bytes]) -> dict[str, str]:
-    try:
-        return unseal(files["checksums.json"])
-    except KeyError:
-        raise damaged(where, "files/checksums.json is missing") from None
-    except ValueError as error:
-        raise damaged(where, f"files/checksums.json: {_first_line(error)}") from None
-
-
-def verify(where: epath.Path, tree: PyTree, expected: Mapping[str, str]) -> None:
-    """Raises UserError that names the leaves whose checksum is not the one written at saving."""
-    bad = damaged_leaves(tree, expected)
-    if bad:
-        more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
-        raise damaged(where, f"checksum of {', '.join(bad[:3])}{more} differs")
-
-
-def damaged(where: epath.PathLike, what: str) -> UserError:
-    """The error of a checkpoint that cannot be used."""
-    return UserError(f"{where}: damaged checkpoint ({what}); remove this directory to go on from the step before it")
-
-
-def check_model(where: epath.Path, expected: Mapping[str, str], items: Mapping[str, PyTree]) -> None:
-    """Compares what a step directory holds with what is wanted of it, before anything is read.
-
-    Args:
-        where: the step directory.
-        expected: its checksums, whose names are those of its arrays.
-        items: "params", and maybe "optimizer": abstract arrays.
-
-    Raises:
-        UserError: if an array is in only one of the two, or a parameter has another shape.
-    """
-    there = {path for path in expected if path.split("/")[0] in items}
-    strangers = sorted(set(_paths(dict(items))) ^ there)
-    if strangers:
-        raise _another(where, f"{strangers[0]} is in only one of the two, of {len(strangers)} such")
-    try:
-        with ocp.StandardCheckpointer() as checkpointer:
-            found = _shapes({"params": checkpointer.metadata(where / "params").item_metadata.tree})
+        if not (where / "files").is_dir():
+            raise damaged(where, "files/ is missing")
+        files = read_step_files(where)
+        check_model(where, unseal(files["checksums.json"]), items)
+        alone = ocp.options.MultiprocessingOptions(
+            primary_host=jax.process_index(), active_processes={jax.process_index()}
+        )
+        handler = ocp.StandardCheckpointHandler(multiprocessing_options=alone)
+        trees = {
+            name: handler.restore(where / name, args=ocp.args.StandardRestore(tree)) for name, tree in items.items()
+        }
+    except DamagedError as error:
+        if error.__cause__ is not None and passing(error.__cause__):
+            raise error.__cause__ from None
+        raise
+    except UserError:
+        raise
     except Exception as error:
-        raise damaged(where, f"params: {_first_line(error)}") from error
-    for path, shape in _shapes({"params": items["params"]}).items():
-        if found.get(path) != shape:
-            raise _another(where, f"{path} is {list(found.get(path, ()))} there and {list(shape)} here")
+        if passing(error):
+            raise
+        raise damaged(where, f"{type(error).__name__}: {first_line(error)}") from error
+    return files, trees
 
 
-def _another(where: epath.Path, what: str) -> UserError:
-    return UserError(
-        f"{where}: a checkpoint of another model or optimiser ({what}); use the experiment it was trained with, or "
-        "another --workdir"
-    )
-
-
-def _shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape) for path, leaf in leaves}
-
-
-def _paths(tree: PyTree) -> list[str]:
-    return [
-        jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in jax.tree_util.tree_leaves_with_path(tree)
-    ]
+def _agree(own: UserError | None) -> None:
+    """Raises in every process what one of them found, damage before anything else."""
+    found = gather(json.dumps(None if own is None else [isinstance(own, DamagedError), str(own)]))
+    errors = [error for text in found if (error := json.loads(text)) is not None]
+    if own is not None and len(found) == 1:
+        raise own
+    if errors:
+        is_damage, message = max(errors, key=lambda error: error[0])
+        raise DamagedError(message) if is_damage else UserError(message)
 
 
 def _prefixed(prefix: str, tree: PyTree) -> dict[str, str]:
@@ -242,8 +303,3 @@ def _prefixed(prefix: str, tree: PyTree) -> dict[str, str]:
 
 def _json(value: Any) -> bytes:
     return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else type(error).__name__

@@ -19,9 +19,9 @@ from jaxtyping import PyTree
 
 from data_pipelines.template import Processor, load_processor
 from data_pipelines.tokenizers import Tokenizer, load_tokenizer
+from vlm_jax.checkpoints.checks import read_step_files
 from vlm_jax.checkpoints.converted import read_config, require_whole
 from vlm_jax.checkpoints.handoff import abstract_params, load_params, step_directory
-from vlm_jax.checkpoints.manager import read_step_files
 from vlm_jax.checkpoints.packages import SCHEME, package_file
 from vlm_jax.config import Experiment
 from vlm_jax.convert import load_hf
