@@ -47,15 +47,13 @@ from data_pipelines.loader import make_loader
 from data_pipelines.quarantine import BadRecord, Quarantine
 from data_pipelines.sources import open_source, source_for
 from data_pipelines.tokenizers import SentencePieceConfig, train_sentencepiece
-from vlm_jax.checkpoints import abstract_params, initialise_missing, logical_axes
+from vlm_jax.checkpoints import initialise_missing
 from vlm_jax.config import Stage, load_experiment
 from vlm_jax.errors import UserError
-from vlm_jax.models.vlm import VLM
-from vlm_jax.optim import assign_rules, build_optimizer
 from vlm_jax.parallel import build_layout, use_layout
 from vlm_jax.training.hooks import Preemption
-from vlm_jax.training.recipe import Run, build_step
-from vlm_jax.training.state import create_state
+from vlm_jax.training.program import build_program
+from vlm_jax.training.run import Run
 from vlm_jax.training.workdir import build_processor
 
 SIDES = Path(__file__).with_name("loader_sides.py")
@@ -189,15 +187,12 @@ def loader_rate(run: Run, stage: Stage, batches: int) -> float:
         return batches / (time.perf_counter() - start)
 
 
-def step_rate(run: Run, stage: Stage, steps: int) -> float:
+def step_rate(run: Run, index: int, steps: int) -> float:
     """Steps a second on a batch that is already there."""
-    abstract = abstract_params(run.model, run.layout)
-    rules = assign_rules(stage.optimizer.table, abstract)
-    optimizer = build_optimizer(stage.optimizer, rules, stage.steps, logical_axes(run.model))
-    params = initialise_missing(run.model, run.layout, run.experiment.seed)
-    state = create_state(params, rules, optimizer, run.experiment.model.precision.compute, run.layout)
-    step = build_step(run, stage, optimizer, state)
-    with contextlib.closing(make_loader(stage, run.processor, seed=run.experiment.seed)) as loader:
+    program = build_program(run.experiment, index, run.layout)
+    state = program.create_state(initialise_missing(program.model, run.layout, run.experiment.seed))
+    step = program.whole_step
+    with contextlib.closing(make_loader(program.stage, run.processor, seed=run.experiment.seed)) as loader:
         batch = jax.device_put(next(loader)[0])
     state, metrics = step(state, batch)
     jax.block_until_ready(metrics)
@@ -212,21 +207,20 @@ def against_step(arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
     """Figures of every stage."""
     experiment = load_experiment(arguments.experiment)
     layout = build_layout(experiment.mesh)
-    processor, model = build_processor(experiment), VLM(experiment.model)
+    processor = build_processor(experiment)
     figures = {}
     with tempfile.TemporaryDirectory() as directory, use_layout(layout):
         run = Run(
             experiment,
             epath.Path(directory),
             processor,
-            model,
             layout,
             Quarantine(),
             Preemption(),
             Console(stderr=True),
         )
-        for stage in experiment.stages:
-            fed, used = loader_rate(run, stage, arguments.batches), step_rate(run, stage, arguments.steps)
+        for index, stage in enumerate(experiment.stages):
+            fed, used = loader_rate(run, stage, arguments.batches), step_rate(run, index, arguments.steps)
             figures[stage.name] = {"loader_batches_per_second": fed, "steps_per_second": used, "ratio": fed / used}
     return figures
 

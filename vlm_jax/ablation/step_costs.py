@@ -1,7 +1,6 @@
 """The step of an arm's last stage, as training compiles it: how long it takes and how much memory it needs."""
 
 import contextlib
-import functools
 import itertools
 import time
 from typing import Any
@@ -14,14 +13,10 @@ from data_pipelines.loader import make_loader
 from data_pipelines.template import load_processor
 from vlm_jax.ablation.places import Run
 from vlm_jax.batch import Batch
-from vlm_jax.checkpoints import abstract_params, load_params, logical_axes, step_directory
-from vlm_jax.losses.next_token import next_token_objective
-from vlm_jax.models.vlm import VLM
-from vlm_jax.optim import assign_rules, build_optimizer
+from vlm_jax.checkpoints import load_params, step_directory
 from vlm_jax.parallel import build_layout, put_batch, use_layout
-from vlm_jax.training.features import FrozenEncoder, encoder_is_frozen, open_features
-from vlm_jax.training.state import create_state
-from vlm_jax.training.step import compile_step, train_step
+from vlm_jax.training.features import open_features
+from vlm_jax.training.program import build_program
 
 _BATCHES = 8
 """Batches over which examples are averaged."""
@@ -40,22 +35,12 @@ class StepCost:
             run: that is done.
         """
         experiment, stage = run.experiment, run.experiment.stages[-1]
-        model, layout = VLM(experiment.model), build_layout(experiment.mesh)
-        params = load_params(step_directory(str(run.directory)), abstract_params(model, layout))
-        rules = assign_rules(stage.optimizer.table, params)
-        optimizer = build_optimizer(stage.optimizer, rules, stage.steps, logical_axes(model))
-        frozen = FrozenEncoder(model, layout) if encoder_is_frozen(rules) else None
-        processor = load_processor(run.directory / "processor")
-        forward, sources, chunk = model.apply, len(stage.data.mixture), stage.objective.chunk
-        pure = functools.partial(
-            train_step,
-            objective=lambda params, part: next_token_objective(forward, params, part, sources, chunk),
-            optimizer=optimizer,
-            rate=stage.optimizer.schedule.build(stage.steps),
-            accumulation=stage.accumulation,
-        )
+        layout = build_layout(experiment.mesh)
+        program = build_program(experiment, len(experiment.stages) - 1, layout)
+        params = load_params(step_directory(str(run.directory)), program.abstract_params)
+        frozen, processor = program.encoder, load_processor(run.directory / "processor")
         with use_layout(layout):
-            self._state = create_state(params, rules, optimizer, experiment.model.precision.compute, layout)
+            self._state = program.create_state(params)
             del params
             features = None
             if stage.cache_features and frozen is not None:
@@ -67,7 +52,7 @@ class StepCost:
             self._batch = put_batch(batches[0], layout)
             if frozen is not None:
                 self._batch = frozen(self._state.frozen, self._batch)
-            self._step = compile_step(pure, self._state).lower(self._state, self._batch).compile()
+            self._step = program.step.lower(self._state, self._batch).compile()
         examples = sum(len(row) for _, info in drawn for row in info.example_ids)
         self.positions = sum(int(np.count_nonzero(batch.segment_ids)) for batch in batches) / examples
         self.pictures = sum(_slots_in_use(batch) for batch in batches) / examples

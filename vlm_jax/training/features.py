@@ -10,6 +10,7 @@ import collections
 import dataclasses
 import hashlib
 import logging
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, UInt8
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -35,7 +37,7 @@ from vlm_jax.errors import UserError
 from vlm_jax.models.encoders import slots_together
 from vlm_jax.models.vlm import VLM
 from vlm_jax.optim import Rule
-from vlm_jax.parallel import Layout, row_sharding
+from vlm_jax.parallel import Layout, replicated, row_sharding
 from vlm_jax.serialise import to_json
 
 log = logging.getLogger(__name__)
@@ -51,7 +53,6 @@ class FrozenEncoder:
         """
         self.sharding = row_sharding(layout)
         """Of a batch's rows."""
-        devices = layout.devices("batch")
         together = slots_together(model.config.encoder) if model.config.encoder is not None else 1
 
         def encode(
@@ -61,24 +62,32 @@ class FrozenEncoder:
             tile_index: Int[Array, "B I 3"] | None = None,
         ) -> Float[Array, "B I P D"]:
             rows, slots = images.shape[:2]
+            axes = _picture_axes(layout, rows, slots // together)
+            devices, place = math.prod(layout.shape[axis] for axis in axes), PartitionSpec(None, axes)
 
-            # [n, devices, T, …]: each device keeps the rows it has, and encodes one picture (T slots) at a time.
+            # [n, devices, T, …]: each device takes pictures of the rows it has, and encodes one (T slots) at a time.
             def by_picture(plane: Array) -> Array:
-                return plane.reshape(devices, rows * slots // (devices * together), together, *plane.shape[2:])
+                plane = plane.reshape(devices, rows * slots // (devices * together), together, *plane.shape[2:])
+                return jax.lax.with_sharding_constraint(plane.swapaxes(0, 1), NamedSharding(layout.mesh, place))
 
             def encode_some(some: tuple[Array, Array | None]) -> Array:
                 pixels, tiles = jax.tree.map(lambda plane: plane.reshape(devices * together, *plane.shape[2:]), some)
-                features: Array = model.apply({"params": params}, pixels, tiles, method="encode")  # type: ignore[assignment]
+                features: Array = model.apply({"params": whole}, pixels, tiles, method="encode")  # type: ignore[assignment]
                 return features
 
-            pictures = jax.tree.map(lambda plane: by_picture(plane).swapaxes(0, 1), (images, tile_index))
-            features = jax.lax.map(encode_some, pictures)
+            # Gathered once and not for every picture; a frozen encoder is small beside what trains.
+            whole = jax.lax.with_sharding_constraint(params, replicated(layout))
+            features = jax.lax.map(encode_some, jax.tree.map(by_picture, (images, tile_index)))
             features = features.reshape(len(features), devices, together, *features.shape[2:]).swapaxes(0, 1)
             features = features.reshape(rows, slots, *features.shape[3:])
             return jnp.where(image_ids[..., None, None] > 0, features, 0)
 
         self.encode = jax.jit(encode, out_shardings=self.sharding)
         """(the encoder's parameters, images, image_ids, tile_index) -> features; 0 in slots that are not in use."""
+
+    def lower(self, params: Mapping[str, Any], batch: Batch) -> Any:
+        """The program lowered for abstract parameters and an abstract batch with pictures."""
+        return self.encode.lower({"encoder": params["encoder"]}, batch.images, batch.image_ids, batch.tile_index)
 
     def __call__(self, params: Mapping[str, Any], batch: Batch) -> Batch:
         """The batch with features in place of pictures; a batch without pictures as it is.
@@ -91,6 +100,21 @@ class FrozenEncoder:
             return batch
         features = self.encode({"encoder": params["encoder"]}, batch.images, batch.image_ids, batch.tile_index)
         return dataclasses.replace(batch, images=None, features=features)
+
+
+def _picture_axes(layout: Layout, rows: int, pictures: int) -> tuple[str, ...]:
+    """Mesh axes over which a batch's pictures are split: those of its rows, and further ones as long as it comes out.
+
+    Args:
+        layout: of the devices.
+        rows, pictures: of a batch, and in a row.
+    """
+    axes = layout.axes("batch")
+    left = rows * pictures // layout.devices("batch")
+    for axis in layout.mesh.axis_names:
+        if axis not in axes and left % layout.shape[axis] == 0:
+            axes, left = (*axes, axis), left // layout.shape[axis]
+    return axes
 
 
 def encoder_is_frozen(rules: Mapping[str, Rule]) -> bool:

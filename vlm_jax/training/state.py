@@ -1,6 +1,7 @@
 """What training changes: parameters, optimiser state, step."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -36,7 +37,11 @@ class TrainState:
 
 
 def create_state(
-    params: PyTree, rules: dict[str, Rule], optimizer: optax.GradientTransformation, compute_dtype: str, layout: Layout
+    params: PyTree,
+    rules: Mapping[str, Rule],
+    optimizer: optax.GradientTransformation,
+    compute_dtype: str,
+    layout: Layout,
 ) -> TrainState:
     """The state before the first step of a stage; `params` are given up.
 
