@@ -1,0 +1,138 @@
+"""Pallas kernels, whose insides the compiler's text does not show: operations by formula.
+
+Splash attention (jax.experimental.pallas.ops.tpu.splash_attention) works block by block, and skips the blocks that its
+mask empties. With H query heads, S queries, T keys, head sizes D (queries, keys) and E (values), all blocks take
+
+    forward                      2·H·S·T·(D + E)            scores, weighted values
+    backward, queries            2·H·S·T·(2·D + E)          scores again, gradient of the weights, of the queries
+    backward, keys and values    2·H·S·T·(2·D + 2·E)        scores again, of the weights, of the values, of the keys
+    backward, fused              2·H·S·T·(3·D + 2·E)        all in one
+
+and the mask leaves a share of those. Its blocks stand in constants that the text leaves out, so unless the caller says
+how large the share is, a kernel with a table of blocks counts as causal, or as wide as a table made narrower.
+"""
+
+import re
+from dataclasses import dataclass
+
+from vlm_jax.rehearsal.hlo import Array, Instruction
+from vlm_jax.rehearsal.products import Product
+
+_SPLASH = re.compile(r"splash_m[hq]a_(fwd|dq|dkv)")
+_BLOCK = re.compile(r'"block_kv\\*": (\d+)')
+_FREE = frozenset(
+    {
+        "AllocateBuffer",
+        "AssumeGatherIndicesInBound",
+        "AsyncCollectiveDone",
+        "AsyncCollectiveStart",
+        "ConcatBitcast",
+        "MoveToDevice",
+        "MoveToHost",
+        "Sharding",
+        "SliceId",
+        "SPMDFullToShardShape",
+        "SPMDShardToFullShape",
+    }
+)
+"""Custom calls that move nothing."""
+_MOVES = frozenset({"GatherScatterIndicesBitpacked", "ZeroCrop", "TopK", "X64Combine", "X64SplitHigh", "X64SplitLow"})
+"""Custom calls that are no more than their operands and results."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """What a kernel multiplies: products, and how large a share of them its mask leaves."""
+
+    products: tuple[Product, ...]
+    share: float
+
+    @property
+    def flops(self) -> float:
+        return self.share * sum(product.flops for product in self.products)
+
+    def padded_flops(self, mxu: int) -> float:
+        """Operations of a matrix unit of that size."""
+        return self.share * sum(product.padded_flops(mxu) for product in self.products)
+
+
+def target(instruction: Instruction) -> str:
+    """What a custom call calls: XLA's name, or a Pallas kernel's own."""
+    called = re.search(r'custom_call_target="([^"]*)"', instruction.attributes)
+    name = called[1] if called else ""
+    return re.sub(r"[.\d]+$", "", instruction.name) if name == "tpu_custom_call" else name
+
+
+def is_free(instruction: Instruction) -> bool:
+    """Whether a custom call moves nothing."""
+    return target(instruction) in _FREE
+
+
+def is_known(instruction: Instruction, kernel: Kernel | None) -> bool:
+    """Whether the cost of a custom call is known."""
+    return kernel is not None or target(instruction) in _FREE | _MOVES
+
+
+def splash(instruction: Instruction, operands: list[Array], attended_share: float | None = None) -> Kernel | None:
+    """The products of a splash attention kernel; None for any other custom call.
+
+    Args:
+        instruction: the custom call.
+        operands: its operands' types.
+        attended_share: share of queries x keys in the blocks that the mask leaves; None: from the table of blocks.
+    """
+    found = _SPLASH.search(target(instruction)) or _SPLASH.search(instruction.source)
+    if found is None:
+        return None
+    # Queries, keys and values are the first operands of that size; the mask's blocks before them are small integers.
+    large = [array for array in operands if array.dtype in ("bf16", "f32", "f16") and len(array.dims) >= 2]
+    if len(large) < 3:
+        return None
+    queries, keys, values = large[:3]
+    length, size = queries.dims[-2:]
+    heads = queries.elements / (length * size)
+    attended, value_size = keys.dims[-2], values.dims[-1]
+    to_scores = Product(heads, length, size, attended)
+    to_values = Product(heads, length, attended, value_size)
+    to_weights = Product(heads, length, value_size, attended)
+    for_keys = Product(heads, attended, length, size)
+    for_values = Product(heads, attended, length, value_size)
+    for_queries = Product(heads, length, attended, size)
+    if found[1] == "fwd":
+        products = [to_scores, to_values]
+    elif found[1] == "dq":
+        products = [to_scores, to_weights, for_queries]
+    else:
+        products = [to_scores, to_weights, for_keys, for_values]
+        if _makes_queries(instruction, queries):
+            products.append(for_queries)
+    share = _share(instruction, operands, length, attended) if attended_share is None else attended_share
+    return Kernel(tuple(products), share)
+
+
+def _share(instruction: Instruction, operands: list[Array], queries: int, keys: int) -> float:
+    """Share of the blocks that a causal mask leaves, read off the shape of its table, int8[1, rows, columns].
+
+    Where a chip has a part of the queries, it is the last part: the others wait for it.
+    """
+    tables = [array for array in operands if array.dtype in ("s8", "s16") and len(array.dims) == 3]
+    if not tables:
+        return 1.0
+    rows, columns = tables[0].dims[1:]
+    block = _BLOCK.search(instruction.attributes)
+    whole = keys // int(block[1]) if block and "fwd" in target(instruction) else columns
+    if columns < whole:
+        return columns / whole
+    before = keys - queries
+    seen = sum(
+        min(columns, -(-(before * rows + (row + 1) * queries) * columns // (rows * keys))) for row in range(rows)
+    )
+    return seen / (rows * columns)
+
+
+def _makes_queries(instruction: Instruction, queries: Array) -> bool:
+    """Whether a backward kernel gives the queries' gradient too: one summand a block of keys, so one dimension more."""
+    return any(
+        len(array.dims) > len(queries.dims) and array.dims[-len(queries.dims) :] == queries.dims
+        for array in instruction.arrays
+    )
