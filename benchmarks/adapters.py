@@ -39,10 +39,11 @@ from vlm_jax.generation import Sampler, decoding
 from vlm_jax.generation.samplers import settings_of
 from vlm_jax.losses.next_token import next_token_objective
 from vlm_jax.models.decoder import DecoderConfig
-from vlm_jax.models.flops import decoder_flops, encoder_flops
+from vlm_jax.models.flops import stage_flops
 from vlm_jax.models.layers import Precision
 from vlm_jax.models.presets import ADAPTERS, PRESETS, with_adapter
 from vlm_jax.models.vlm import VLM, VLMConfig
+from vlm_jax.models.work import all_pairs
 from vlm_jax.optim import OptimizerConfig, Rule, assign_rules, build_optimizer
 from vlm_jax.parallel import Layout, MeshConfig, build_layout, use_layout
 from vlm_jax.training.state import create_state
@@ -203,15 +204,11 @@ def draw(config: VLMConfig, sizes: Sizes, layout: Layout) -> Any:
 
 
 def step_flops(config: VLMConfig, sizes: Sizes, *, adapter_only: bool = False) -> float:
-    """Of a training step: forward, backward to what is trained through all before it, and to the weights of that."""
-    length, tower, joint = sizes.length(config), 0.0, 0.0
-    if config.encoder is not None and config.adapter is not None:
-        features = config.encoder.features
-        slot = config.adapter.slot_flops(features, config.decoder)
-        tower = sizes.images * (encoder_flops(config) - slot) if sizes.encoder else 0.0
-        joint = sizes.images * slot + length * config.adapter.token_flops(features, config.decoder, sizes.images)
-    decoder = length * decoder_flops(dataclasses.replace(config, encoder=None, adapter=None, tiling=None), length)
-    return sizes.rows * (tower + 3.0 * joint + (2.0 if adapter_only else 3.0) * decoder)
+    """Of a training step in which the encoder is frozen: what is trained, and what lies between it and the loss."""
+    sides = (sizes.rows, sizes.length(config), sizes.images if config.adapter else 0)
+    frozen = ("encoder/", "decoder/") if adapter_only else ("encoder/",)
+    work, given = all_pairs(config, *sides), not sizes.encoder
+    return stage_flops(config, lambda name: not name.startswith(frozen), *sides, work, features_given=given).total
 
 
 def spread(values: list[float]) -> dict[str, float]:

@@ -5,8 +5,10 @@ import pytest
 
 from vlm_jax.batch import Batch
 from vlm_jax.models.abstract import boxed_params
+from vlm_jax.models.flops import forward_flops
 from vlm_jax.models.presets import ADAPTERS, PRESETS, with_adapter
 from vlm_jax.models.vlm import VLM, VLMConfig
+from vlm_jax.models.work import Work
 from vlm_jax.serialise import from_plain, to_plain
 
 
@@ -76,6 +78,6 @@ def test_every_adapter_fits_every_size_with_as_many_tokens_as_asked_for(name):
         features = config.encoder.features
         assert config.prompt_tokens in (0, 16) or name in ("mlp", "hybrid")  # they cannot choose any number
         assert config.adapter.memory_tokens(features) in (0, 16, features.count)
-        assert config.adapter.slot_flops(features, config.decoder) > 0
+        assert forward_flops(config, Work(slots=1.0), features_given=True) > 0
         assert from_plain(VLMConfig, to_plain(config)) == config
     check_axes(boxed_params(VLM(with_adapter(PRESETS["mu"](), name)))["adapter"])

@@ -12,9 +12,10 @@ from vlm_jax.models.abstract import boxed_params, build_model
 from vlm_jax.models.adapters import CrossAttentionConfig, MLPAdapterConfig
 from vlm_jax.models.decoder import DecoderConfig
 from vlm_jax.models.encoders import normalise, slots_together
-from vlm_jax.models.flops import encoder_flops
+from vlm_jax.models.flops import encoder_flops, forward_flops
 from vlm_jax.models.tile_vit import TileViT, TileViTConfig
 from vlm_jax.models.vlm import VLM, VLMConfig
+from vlm_jax.models.work import Work
 from vlm_jax.parallel import abstract_params
 from vlm_jax.pictures import Tiling
 
@@ -231,5 +232,5 @@ def test_flops_are_those_of_all_products(make):
     patch = kernels.pop("patch/kernel")
     attention = 4 * 12 * 3 * 8 * (4 + 2) * 8
     encoder = 2 * patch * 6 + 2 * sum(kernels.values()) * 8 + attention
-    adapter = config.adapter.slot_flops(CONFIG.features, DECODER)
+    adapter = forward_flops(config, Work(slots=1.0), features_given=True)
     assert encoder_flops(config) == encoder + adapter

@@ -16,8 +16,9 @@ from vlm_jax.ablation.places import Run, is_done, read_json, runs, write_json
 from vlm_jax.ablation.step_costs import StepCost
 from vlm_jax.ablation.study import Study
 from vlm_jax.checkpoints import abstract_params
-from vlm_jax.models.flops import decoder_flops
+from vlm_jax.models.flops import decoder_flops, forward_flops
 from vlm_jax.models.vlm import VLM, VLMConfig
+from vlm_jax.models.work import Work
 from vlm_jax.serialise import to_json
 
 log = logging.getLogger(__name__)
@@ -152,7 +153,7 @@ def by_formula(config: VLMConfig, positions: float, pictures: float, slots: int)
     if adapter is not None and encoder is not None:
         features = encoder.features
         figures["memory_tokens"] = adapter.memory_tokens(features)
-        flops += pictures * adapter.slot_flops(features, config.decoder)
+        flops += forward_flops(config, Work(slots=pictures), features_given=True)
     return figures | {"flops_per_example": flops}
 
 

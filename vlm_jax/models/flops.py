@@ -1,79 +1,177 @@
-"""Model FLOPs by formula: what a forward pass has to compute, whatever the compiler makes of it."""
+"""Model FLOPs of a step: what has to be computed, whatever the compiler makes of it.
 
-from vlm_jax.models.convnext import ConvNeXtConfig
-from vlm_jax.models.encoders import EncoderConfig
-from vlm_jax.models.tile_vit import TileViTConfig
-from vlm_jax.models.vit import ConvStem, ViTConfig
-from vlm_jax.models.vlm import VLMConfig
+A matrix product counts two for each multiplication, as in Chowdhery et al. 2022 (PaLM), appendix B; recomputation, the
+optimiser, norms, softmax and look-ups of embeddings count nothing. Unlike there, attention counts the pairs of a query
+and a key that may see each other, and the backward pass what its gradients need: nothing for a weight that is frozen,
+and nothing below everything that trains (`ledger`). Layers that run in one scan are one: what one needs, all compute.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import jax
+
+from vlm_jax.models.abstract import boxed_params
+from vlm_jax.models.encoder_flops import count_encoder
+from vlm_jax.models.gated import BlockWork
+from vlm_jax.models.insertion import Run, runs
+from vlm_jax.models.ledger import Depends, Ledger
+from vlm_jax.models.vlm import VLM, VLMConfig
+from vlm_jax.models.work import Work, all_pairs, full_rows
+
+Trains = Callable[[str], bool]
+"""Whether the parameter of this name trains."""
+
+
+@dataclasses.dataclass(frozen=True)
+class StepFlops:
+    """Model FLOPs of one or more steps, over all devices."""
+
+    forward: float
+    input_gradients: float
+    """Gradients of activations."""
+    weight_gradients: float
+
+    @property
+    def total(self) -> float:
+        """All of them."""
+        return self.forward + self.input_gradients + self.weight_gradients
+
+
+def stage_flops(
+    config: VLMConfig,
+    trains: Trains | None,
+    rows: int,
+    length: int,
+    slots: int,
+    work: Work | None = None,
+    *,
+    features_given: bool = False,
+) -> StepFlops:
+    """Model FLOPs of a stage's step.
+
+    Args:
+        config: of the model.
+        trains: such as `lambda name: rules[name].rate != 0`; None = everything trains.
+        rows, length, slots: of a batch: rows, positions a row, image slots a row.
+        work: what is in it (`work.work_of`); None = full rows of one causal example each (`work.full_rows`).
+        features_given: the encoder's features come with the batch, so that it does not run.
+    """
+    work = full_rows(config, rows, length, slots) if work is None else work
+    return work_flops(config, trained_names(config, trains), work, features_given=features_given)
+
+
+def trained_names(config: VLMConfig, trains: Trains | None) -> frozenset[str] | None:
+    """Names of the parameters that train; None = all."""
+    return None if trains is None else frozenset(name for name in _names(config) if trains(name))
+
+
+@functools.lru_cache(maxsize=8)
+def _names(config: VLMConfig) -> tuple[str, ...]:
+    leaves = jax.tree_util.tree_leaves_with_path(boxed_params(VLM(config)), is_leaf=lambda x: hasattr(x, "unbox"))
+    return tuple(jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves)
+
+
+def work_flops(
+    config: VLMConfig, trained: frozenset[str] | None, work: Work, *, features_given: bool = False
+) -> StepFlops:
+    """Model FLOPs of steps that have so much work; linear in it.
+
+    Args:
+        config: of the model.
+        trained: `trained_names`.
+        work: of one batch or of several.
+        features_given: see `stage_flops`.
+    """
+    ledger = Ledger(trained)
+    visual, memory = _count_pictures(ledger, config, work, features_given=features_given)
+    x = _count_layers(ledger, config, work, ledger.learned("decoder/embedding", visual), memory)
+    c = config.decoder
+    head = "embedding" if c.tied_embeddings else "head"
+    with ledger.within("decoder"):
+        x = ledger.learned("norm", x)
+        ledger.linear(head, work.positions * c.width * c.vocabulary_size, x)
+    return StepFlops(ledger.forward, ledger.input_gradients, ledger.weight_gradients)
+
+
+def _count_pictures(ledger: Ledger, config: VLMConfig, work: Work, *, features_given: bool) -> tuple[Depends, Depends]:
+    """Encoder and adapter; gives what visual tokens and the memory depend on."""
+    if config.encoder is None or config.adapter is None:
+        return False, False
+    with ledger.times(work.slots):
+        features = False
+        if not features_given:
+            with ledger.within("encoder"):
+                features = count_encoder(ledger, config.encoder)
+        with ledger.within("adapter"):
+            visual, memory = config.adapter.count_slot(ledger, config.encoder.features, config.decoder, features)
+            return ledger.learned("separator", visual), memory
+
+
+def _count_layers(ledger: Ledger, config: VLMConfig, work: Work, x: Depends, memory: Depends) -> Depends:
+    """The decoder's layers and the blocks between them, in the scans that `insertion.scan_with_inserted` makes."""
+    c = config.decoder
+    places = tuple(place // len(c.pattern) for place in config.adapter.places(c)) if config.adapter else ()
+    if not places or not (work.readers or work.slots):
+        return ledger.layers(c.repeats, lambda x: _count_pattern(ledger, config, work, x), x)
+    assert config.adapter is not None
+    assert config.encoder is not None
+    adapter, features = config.adapter, config.encoder.features
+    memory_tokens = work.slots * config.memory_tokens
+    block = BlockWork(work.readers, memory_tokens, work.memory_pairs)
+
+    for run in runs(places, c.repeats):
+
+        def group(x: Depends, run: Run = run) -> Depends:
+            if run.block >= 0:
+                with ledger.within("adapter"):
+                    x = adapter.count_block(ledger, features, c, block, x, memory)
+            return ledger.layers(run.length, lambda x: _count_pattern(ledger, config, work, x), x)
+
+        x = ledger.layers(run.groups, group, x)
+    return x
+
+
+def _count_pattern(ledger: Ledger, config: VLMConfig, work: Work, x: Depends) -> Depends:
+    """One repeat of the decoder's pattern."""
+    c, positions = config.decoder, work.positions
+    heads, groups = c.heads * c.head_size, c.key_value_heads * c.head_size
+    for place, pairs in enumerate(work.pairs or (0.0,) * len(c.pattern)):
+        with ledger.within(f"decoder/layers/block_{place}"):
+            y = ledger.learned("attention_norm", x)
+            with ledger.within("attention"):
+                queries = ledger.learned("query_norm", ledger.linear("query", positions * c.width * heads, y))
+                keys, values = (ledger.linear(name, positions * c.width * groups, y) for name in ("key", "value"))
+                y = ledger.attention(pairs, heads, queries, ledger.learned("key_norm", keys), values)
+                y = ledger.linear("out", positions * heads * c.width, y)
+            x |= ledger.learned("attention_post_norm", y)
+            y = ledger.mlp("mlp", positions, c.width, c.mlp_width, ledger.learned("mlp_norm", x), gated=True)
+            x |= ledger.learned("mlp_post_norm", y)
+    return x
+
+
+def forward_flops(config: VLMConfig, work: Work, *, features_given: bool = False) -> float:
+    """FLOPs of the forward pass."""
+    return work_flops(config, frozenset(), work, features_given=features_given).forward
 
 
 def decoder_flops(config: VLMConfig, length: int, slots: int = 0) -> float:
     """Forward FLOPs of one token in a row of `length` positions and `slots` image slots, logits included.
 
-    Two for each weight of a matrix product, and 4 * heads * head_size * length a layer for attention, as in Chowdhery
-    et al. 2022 (PaLM), appendix B; a layer with a sliding window counts no more than its window. Embedding look-ups
-    cost nothing, and biases and norms next to nothing. An adapter's blocks between the layers count too; their
-    attention is to all of the row's image slots.
+    It attends to `length` positions, or to no more than a layer's window, as the convention is (PaLM, appendix B); in
+    an adapter's blocks between the layers, to all of the row's image slots.
     """
-    c = config.decoder
-    attention = c.width * c.head_size * (2 * c.heads + 2 * c.key_value_heads)
-    weights = c.layers * (attention + 3 * c.width * c.mlp_width) + c.width * c.vocabulary_size
-    seen = c.repeats * sum(min(block.window or length, length) for block in c.pattern)
-    own = 2.0 * weights + 4.0 * c.heads * c.head_size * seen
-    if config.encoder is None or config.adapter is None:
-        return own
-    return own + config.adapter.token_flops(config.encoder.features, c, slots)
+    pairs = tuple(float(min(block.window or length, length)) for block in config.decoder.pattern)
+    readers = min(1.0, full_rows(config, 1, 1, slots).readers)
+    return forward_flops(config, Work(1.0, 0.0, pairs, readers, float(slots * config.memory_tokens)))
 
 
 def encoder_flops(config: VLMConfig) -> float:
     """Forward FLOPs of one image slot: stem, blocks and adapter (the memory's keys and values too); 0 for text only."""
-    if config.encoder is None or config.adapter is None:
-        return 0.0
-    c = config.encoder
-    return _tower_flops(c) + config.adapter.slot_flops(c.features, config.decoder)
-
-
-def _tower_flops(c: EncoderConfig) -> float:
-    if isinstance(c, ConvNeXtConfig):
-        return _convnext_flops(c)
-    return _tile_vit_flops(c) if isinstance(c, TileViTConfig) else _vit_flops(c)
-
-
-def _tile_vit_flops(c: TileViTConfig) -> float:
-    """Padding counts, since it is computed; each token attends to those of all tiles of its picture."""
-    attention = 4.0 * c.hidden * c.tiles * c.tile_tokens
-    block = 2.0 * (4 * c.hidden**2 + 2 * c.hidden * c.mlp_width) + attention
-    stem = 2.0 * c.patches * c.patch**2 * 3 * c.hidden
-    return stem + c.tile_tokens * (c.local_layers + c.global_layers) * block
-
-
-def _vit_flops(c: ViTConfig) -> float:
-    tokens = c.patches + c.extra_tokens
-    block = 2.0 * (4 * c.width**2 + (2 + c.gated_mlp) * c.width * c.mlp_width) + 4.0 * c.width * tokens
-    return _stem_flops(c) + tokens * c.layers * block
-
-
-def _convnext_flops(c: ConvNeXtConfig) -> float:
-    """Stem and reductions are linear maps of squares; a block is 7 x 7 depthwise and two products with 4 * width²."""
-    total, inputs, side = 0.0, 3, c.patch
-    for i, (depth, width) in enumerate(zip(c.depths, c.widths, strict=True)):
-        points = (c.image_size[0] // (c.patch * 2**i)) * (c.image_size[1] // (c.patch * 2**i))
-        total += 2.0 * points * (side**2 * inputs * width + depth * (49 * width + 8 * width**2))
-        inputs, side = width, 2
-    return total
-
-
-def _stem_flops(c: ViTConfig) -> float:
-    if not isinstance(c.stem, ConvStem):
-        return 2.0 * c.patches * c.stem.patch**2 * 3 * c.width
-    total, inputs, pixels = 0.0, 3, c.image_size[0] * c.image_size[1]
-    for outputs, stride in zip(c.stem.channels, c.stem.strides, strict=True):
-        pixels //= stride**2
-        total += 2.0 * pixels * 9 * inputs * outputs
-        inputs = outputs
-    return total + 2.0 * pixels * inputs * c.width
+    return forward_flops(config, Work(slots=1.0))
 
 
 def training_flops(config: VLMConfig, rows: int, length: int, images: int) -> float:
-    """FLOPs of one training step over all positions and image slots: three times the forward pass; all of it trains."""
-    return 3.0 * rows * (length * decoder_flops(config, length, images) + images * encoder_flops(config))
+    """FLOPs of a step in which all trains, by the convention: over full rows, every position attending to all."""
+    return stage_flops(config, None, rows, length, images, all_pairs(config, rows, length, images)).total

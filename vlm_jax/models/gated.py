@@ -14,7 +14,9 @@ from jaxtyping import Array, Bool, Float
 
 from vlm_jax.models.attention import AttentionKernel, attention, attention_over_cache
 from vlm_jax.models.layers import Activation, GatedMLP, LayerNorm, Precision, Projection, RMSNorm, parameter
+from vlm_jax.models.ledger import Depends, Ledger
 from vlm_jax.models.memory import KeysAndValues
+from vlm_jax.models.placement import constrain
 
 Blind = Literal["skip", "feed_forward", "whole_example"]
 """What a block is to a position that sees no picture:
@@ -74,8 +76,8 @@ class CrossAttention(nn.Module):
 
     def keys_and_values(self, memory: Float[Array, "B T W"]) -> tuple[Float[Array, "B T G K"], Float[Array, "B T G K"]]:
         """What the memory is to all queries."""
-        axes = ("batch", "length", "act_heads", "head_size")
-        keys, values = (nn.with_logical_constraint(part(memory), axes) for part in (self.key, self.value))
+        axes = ("batch", "key_length", "act_heads", "head_size")
+        keys, values = (constrain(part(memory), axes) for part in (self.key, self.value))
         return self.key_norm(keys) if self.config.query_key_norm else keys, values
 
     def __call__(
@@ -85,14 +87,14 @@ class CrossAttention(nn.Module):
         kept: KeysAndValues | None,
         mask: Bool[Array, "B S T"],
     ) -> Float[Array, "B S D"]:
-        queries = nn.with_logical_constraint(self.query(x), ("batch", "length", "act_heads", "head_size"))
+        queries = constrain(self.query(x), ("batch", "length", "act_heads", "head_size"))
         if self.config.query_key_norm:
             queries = self.query_norm(queries)
         if kept is not None:
             return self.out(attention_over_cache(queries, *kept, mask))
         assert memory is not None
         keys, values = self.keys_and_values(memory)
-        return self.out(attention(queries, keys, values, mask, self.config.attention_kernel))
+        return self.out(attention(queries, keys, values, mask))
 
 
 class GatedBlock(nn.Module):
@@ -141,19 +143,35 @@ class GatedBlock(nn.Module):
         y = _gate(self.mlp_gate, self.mlp(self.mlp_norm(x)))
         if self.config.blind != "feed_forward" and sees is not None:
             y = jnp.where(sees[:, :, None], y, 0)
-        return nn.with_logical_constraint(x + y, ("batch", "length", "act_embed"))
+        return constrain(x + y, ("batch", "length", "act_embed"))
 
 
 def _gate(gate: Float[Array, "1"], y: Float[Array, "B S D"]) -> Float[Array, "B S D"]:
     return jnp.tanh(gate.astype(jnp.float32)).astype(y.dtype) * y
 
 
-def block_flops(c: GatedBlockConfig, tokens: int) -> float:
-    """Forward FLOPs of one position of the text: two for each weight, and its attention to `tokens` of the memory."""
-    weights = 2 * c.width * c.heads * c.head_size + 3 * c.width * c.mlp_width
-    return 2.0 * weights + 4.0 * c.heads * c.head_size * tokens
+@dataclasses.dataclass(frozen=True)
+class BlockWork:
+    """What one block has to do."""
+
+    positions: float
+    """Positions of text that it works on."""
+    memory_tokens: float
+    """Tokens that it makes keys and values of."""
+    pairs: float
+    """Pairs of a position and a token of the memory that it reads."""
 
 
-def memory_flops(c: GatedBlockConfig) -> float:
-    """Forward FLOPs of one token of the memory: its key and its value."""
-    return 4.0 * c.memory_width * c.key_value_heads * c.head_size
+def count_gated_block(ledger: Ledger, c: GatedBlockConfig, work: BlockWork, x: Depends, memory: Depends) -> Depends:
+    """Writes down a block's matrix products; x, memory and what it gives are as in `Ledger`."""
+    width, positions = c.heads * c.head_size, work.positions
+    normed = ledger.learned("attention_norm", x)
+    with ledger.within("attention"):
+        queries = ledger.learned("query_norm", ledger.linear("query", positions * c.width * width, normed))
+        size = work.memory_tokens * c.memory_width * c.key_value_heads * c.head_size
+        keys, values = (ledger.linear(name, size, memory) for name in ("key", "value"))
+        y = ledger.attention(work.pairs, width, queries, ledger.learned("key_norm", keys), values)
+        y = ledger.linear("out", positions * width * c.width, y)
+    x |= ledger.learned("attention_gate", y)
+    y = ledger.mlp("mlp", positions, c.width, c.mlp_width, ledger.learned("mlp_norm", x), gated=True)
+    return x | ledger.learned("mlp_gate", y)

@@ -28,6 +28,8 @@ from vlm_jax.models.layers import (
     parameter,
     remat,
 )
+from vlm_jax.models.ledger import Depends, Ledger
+from vlm_jax.models.placement import constrain
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,15 +69,50 @@ class QFormerConfig:
         return -(-self.layers // self.cross_every)
 
     def flops(self, queries: int, features: int, text: int = 0) -> float:
-        """Forward FLOPs for one image, two for a multiplication and an addition, biases and norms left out.
+        """Forward FLOPs for one image, of so many queries, features and tokens of text."""
+        ledger = Ledger()
+        self.count(ledger, queries, features, text, False, False)
+        return ledger.forward
+
+    def count(self, ledger: Ledger, queries: int, features: int, text: int, start: Depends, seen: Depends) -> Depends:
+        """Writes down all layers, for one image.
 
         Args:
+            ledger: where to.
             queries, features, text: how many there are of each.
+            start, seen: whether the queries and the features depend on something that trains.
+
+        Returns:
+            The same of what comes out.
         """
-        w, tokens = self.width, queries + text
-        own = 2.0 * tokens * 4 * w**2 + 4.0 * w * tokens**2 + 2.0 * tokens * 2 * w * self.mlp_width
-        cross = 2.0 * queries * 2 * w**2 + 2.0 * features * 2 * self.features_width * w + 4.0 * w * queries * features
-        return self.layers * own + self.cross_layers * cross
+        tokens, w = queries + text, self.width
+
+        def attend(name: str, count: int, others: int, width: int, x: Depends, to: Depends) -> Depends:
+            with ledger.within(name):
+                asked = ledger.linear("query", count * w**2, x)
+                keys, values = (ledger.linear(part, others * width * w, to) for part in ("key", "value"))
+                y = ledger.attention(count * others, w, asked, keys, values)
+                return ledger.learned("norm", x | ledger.linear("out", count * w**2, y))
+
+        def feed_forward(name: str, count: int, x: Depends) -> Depends:
+            with ledger.within(name):
+                return ledger.learned("norm", x | ledger.mlp("mlp", count, w, self.mlp_width, x))
+
+        def group(layers: int, x: Depends) -> Depends:
+            for i in range(layers):
+                with ledger.within(f"block_{i}"):
+                    x = attend("attention", tokens, tokens, w, x, x)
+                    y = attend("cross", queries, features, self.features_width, x, seen) if not i else x
+                    y = feed_forward("query", queries, y)
+                    x = y | feed_forward("text", text, x) if text else y
+            return x
+
+        repeats, rest = divmod(self.layers, self.cross_every)
+        x = ledger.learned("norm", ledger.learned("text", start) if text else start)
+        with ledger.within("layers"):
+            x = ledger.layers(repeats, lambda x: group(self.cross_every, x), x)
+        with ledger.within("rest"):
+            return group(rest, x)
 
 
 class QFormerAttention(nn.Module):
@@ -93,15 +130,15 @@ class QFormerAttention(nn.Module):
         c, heads = self.config, (self.config.heads, self.config.width // self.config.heads)
 
         def project(name: str, inputs: int, axis: str, y: Array) -> Array:
-            shape, axes = (inputs, *heads), (axis, "heads", "head_size")
+            shape, axes = (inputs, *heads), (axis, "vision_heads", "head_size")
             made = Projection("npd,dhk->nphk", shape, axes, inputs, self.precision, 2, name=name)(y)
-            return nn.with_logical_constraint(made, ("batch", "patches", "act_heads", "head_size"))
+            return constrain(made, ("pictures", "patches", "act_vision_heads", "head_size"))
 
-        axis = "embed" if to is x else "features"
-        q = project("query", c.width, "embed", x)
+        axis = "vision_embed" if to is x else "features"
+        q = project("query", c.width, "vision_embed", x)
         k, v = (project(name, self.width, axis, to) for name in ("key", "value"))
         mask = None if sees is None else jnp.broadcast_to(sees[:, None, :], (len(x), x.shape[1], to.shape[1]))
-        shape, axes = (*heads, c.width), ("heads", "head_size", "embed")
+        shape, axes = (*heads, c.width), ("vision_heads", "head_size", "vision_embed")
         out = Projection("nphk,hkd->npd", shape, axes, c.width, self.precision, 1, name="out")
         return LayerNorm(self.precision, c.norm_epsilon, name="norm")(x + out(attention(q, k, v, mask)))
 
@@ -147,7 +184,7 @@ class QFormerLayer(nn.Module):
             parts.append(QFormerFeedForward(c, self.precision, name="query")(q))
         if x.shape[1] > self.queries:
             parts.append(QFormerFeedForward(c, self.precision, name="text")(x[:, self.queries :]))
-        return nn.with_logical_constraint(jnp.concatenate(parts, 1), ("batch", "patches", "act_embed"))
+        return constrain(jnp.concatenate(parts, 1), ("pictures", "patches", "act_embed"))
 
 
 class QFormerGroup(nn.Module):
@@ -185,8 +222,9 @@ class TextEmbeddings(nn.Module):
     @nn.compact
     def __call__(self, text: Int[Array, "N T"], positions: Int[Array, "#N T"]) -> Float[Array, "N T W"]:
         c, normal = self.config, nn.initializers.normal(0.02)
-        words = parameter(self, "embedding", normal, (c.text_vocabulary, c.width), ("vocab", "embed"), self.precision)
-        places = parameter(self, "positions", normal, (c.text_length, c.width), (None, "embed"), self.precision)
+        axes = (None, "vision_embed")
+        words = parameter(self, "embedding", normal, (c.text_vocabulary, c.width), axes, self.precision)
+        places = parameter(self, "positions", normal, (c.text_length, c.width), axes, self.precision)
         dtype = jnp.dtype(self.precision.compute)
         return words[text].astype(dtype) + places[positions].astype(dtype)
 

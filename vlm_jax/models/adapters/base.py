@@ -13,7 +13,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from vlm_jax.models.decoder import DecoderConfig
+from vlm_jax.models.gated import BlockWork
 from vlm_jax.models.layers import Precision, parameter
+from vlm_jax.models.ledger import Depends, Ledger
 from vlm_jax.models.states import FeatureMap
 from vlm_jax.pictures import Grid, Pictures
 
@@ -41,14 +43,25 @@ class AdapterConfigBase:
         """(rows, columns) that a slot's visual tokens form; (0, 0) where they form none."""
         return (0, 0)
 
-    def flops(self, features: FeatureMap, width: int) -> float:
-        """Forward FLOPs for one image slot, two for a multiplication and an addition, biases and norms left out.
+    def count(self, ledger: Ledger, features: FeatureMap, width: int, x: Depends) -> Depends:
+        """Writes down the matrix products for one image slot, in their order.
 
         Args:
+            ledger: where to; names are those of the module's parameters.
             features: of the encoder.
             width: of the decoder.
+            x: whether the features depend on something that trains.
+
+        Returns:
+            The same of the visual tokens.
         """
         raise NotImplementedError
+
+    def flops(self, features: FeatureMap, width: int) -> float:
+        """Forward FLOPs for one image slot: what `count` writes down."""
+        ledger = Ledger()
+        self.count(ledger, features, width, False)
+        return ledger.forward
 
     def build(self, features: FeatureMap, width: int, precision: Precision, separator: bool) -> Any:
         """The module.
@@ -71,13 +84,30 @@ class AdapterConfigBase:
         """`build` for a decoder."""
         return self.build(features, decoder.width, precision, separator)
 
-    def slot_flops(self, features: FeatureMap, decoder: DecoderConfig) -> float:
-        """`flops` with this decoder, for one image slot."""
-        return self.flops(features, decoder.width)
+    def count_slot(
+        self, ledger: Ledger, features: FeatureMap, decoder: DecoderConfig, x: Depends
+    ) -> tuple[Depends, Depends]:
+        """`count` with this decoder: of the visual tokens, and of the memory that blocks of its own read."""
+        return self.count(ledger, features, decoder.width, x), False
 
-    def token_flops(self, features: FeatureMap, decoder: DecoderConfig, slots: int) -> float:
-        """Forward FLOPs of blocks of its own for one position of a row with `slots` image slots; 0 = it has none."""
-        return 0.0
+    def places(self, decoder: DecoderConfig) -> tuple[int, ...]:
+        """The decoder's layers that blocks of its own stand before; a block is written down by `count_block`."""
+        return ()
+
+    def count_block(
+        self, ledger: Ledger, features: FeatureMap, decoder: DecoderConfig, work: BlockWork, x: Depends, memory: Depends
+    ) -> Depends:
+        """Writes down one block of its own.
+
+        Args:
+            ledger, features, decoder: as above.
+            work: how much there is to do.
+            x, memory: whether what it reads depends on something that trains.
+
+        Returns:
+            The same of what comes out.
+        """
+        raise NotImplementedError
 
 
 class PromptAdapter(nn.Module):

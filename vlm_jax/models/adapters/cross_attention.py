@@ -18,9 +18,10 @@ from vlm_jax.batch import Batch
 from vlm_jax.models.adapters.base import AdapterConfigBase
 from vlm_jax.models.adapters.prompt_based import PromptAdapterConfig
 from vlm_jax.models.decoder import DecoderConfig
-from vlm_jax.models.gated import Blind, GatedBlock, GatedBlockConfig, block_flops, memory_flops
+from vlm_jax.models.gated import Blind, BlockWork, GatedBlock, GatedBlockConfig, count_gated_block
 from vlm_jax.models.insertion import Inserted, unstacked
 from vlm_jax.models.layers import Activation, Precision, remat
+from vlm_jax.models.ledger import Depends, Ledger
 from vlm_jax.models.memory import Memory, Sight, own_slots, visible_slots
 from vlm_jax.models.states import FeatureMap
 from vlm_jax.pictures import Grid, Pictures, Visible
@@ -172,20 +173,25 @@ class CrossAttentionConfig(AdapterConfigBase):
         """The module."""
         return CrossAttentionAdapter(self, features, decoder, precision, separator)
 
-    def slot_flops(self, features: FeatureMap, decoder: DecoderConfig) -> float:
-        """Making the memory, its keys and values for all blocks, and visual tokens."""
-        block, count = self.block(features, decoder), len(self.places(decoder))
-        total = count * self.memory_tokens(features) * memory_flops(block)
+    def count_slot(
+        self, ledger: Ledger, features: FeatureMap, decoder: DecoderConfig, x: Depends
+    ) -> tuple[Depends, Depends]:
+        """Making the visual tokens and the memory; the memory's keys and values are the blocks'."""
+        memory, visual = x, False
         if self.memory:
-            total += self.memory.flops(features, block.memory_width)
-        return total + (self.prompt.flops(features, decoder.width) if self.prompt else 0.0)
+            with ledger.within("memory"):
+                memory = self.memory.count(ledger, features, self.block(features, decoder).memory_width, x)
+        if self.prompt:
+            with ledger.within("prompt"):
+                visual = self.prompt.count(ledger, features, decoder.width, x)
+        return visual, memory
 
-    def token_flops(self, features: FeatureMap, decoder: DecoderConfig, slots: int) -> float:
-        """All blocks; their attention is to all slots of the row."""
-        if not slots and self.blind_rule != "feed_forward":
-            return 0.0
-        block = self.block(features, decoder)
-        return len(self.places(decoder)) * block_flops(block, slots * self.memory_tokens(features))
+    def count_block(
+        self, ledger: Ledger, features: FeatureMap, decoder: DecoderConfig, work: BlockWork, x: Depends, memory: Depends
+    ) -> Depends:
+        """All blocks have one size."""
+        with ledger.within("blocks"):
+            return count_gated_block(ledger, self.block(features, decoder), work, x, memory)
 
 
 class CrossAttentionAdapter(nn.Module):

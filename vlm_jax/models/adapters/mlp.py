@@ -7,6 +7,7 @@ from jaxtyping import Array, Float, Int
 
 from vlm_jax.models.adapters.base import AdapterConfigBase, PromptAdapter
 from vlm_jax.models.layers import ACTIVATIONS, Activation, Precision, dense
+from vlm_jax.models.ledger import Depends, Ledger
 from vlm_jax.models.states import FeatureMap
 from vlm_jax.pictures import Grid
 
@@ -47,11 +48,13 @@ class MLPAdapterConfig(AdapterConfigBase):
             return (0, 0)
         return features.rows // self.pixel_shuffle, features.columns // self.pixel_shuffle
 
-    def flops(self, features: FeatureMap, width: int) -> float:
-        """Two for each weight and token."""
+    def count(self, ledger: Ledger, features: FeatureMap, width: int, x: Depends) -> Depends:
+        """Each layer maps each token."""
         hidden = self.hidden or width
         sizes = [features.width * self.pixel_shuffle**2, *[hidden] * (self.layers - 1), width]
-        return 2.0 * self.prompt_tokens(features) * sum(a * b for a, b in itertools.pairwise(sizes))
+        for i, (inputs, outputs) in enumerate(itertools.pairwise(sizes)):
+            x = ledger.linear(f"layer_{i}", self.prompt_tokens(features) * inputs * outputs, x)
+        return x
 
     def build(self, features: FeatureMap, width: int, precision: Precision, separator: bool) -> "MLPAdapter":
         """The module."""
@@ -84,7 +87,7 @@ class MLPAdapter(PromptAdapter):
         hidden = c.hidden or self.width
         for i in range(c.layers):
             last = i == c.layers - 1
-            axes = ("features", "embed" if last else "mlp")
+            axes = ("features", "embed" if last else "vision_embed")
             outputs = self.width if last else hidden
             x = dense(x.shape[-1], outputs, axes, self.precision, bias=c.bias, name=f"layer_{i}")(x)
             x = x if last else ACTIVATIONS[c.activation](x)

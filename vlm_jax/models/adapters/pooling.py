@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, Int
 from vlm_jax.models.adapters.base import AdapterConfigBase, PromptAdapter
 from vlm_jax.models.adapters.mlp import MLPAdapter, MLPAdapterConfig
 from vlm_jax.models.layers import Precision
+from vlm_jax.models.ledger import Depends, Ledger
 from vlm_jax.models.states import FeatureMap
 from vlm_jax.pictures import Grid
 
@@ -45,9 +46,12 @@ class AveragePoolingConfig(AdapterConfigBase):
         """What the MLP makes of rows x columns averages."""
         return self.mlp.token_grid(self.pooled(features))
 
-    def flops(self, features: FeatureMap, width: int) -> float:
-        """Two for each number that is averaged, and those of the MLP."""
-        return 2.0 * features.patches * features.width + self.mlp.flops(self.pooled(features), width)
+    def count(self, ledger: Ledger, features: FeatureMap, width: int, x: Depends) -> Depends:
+        """Averages along the columns and then along the rows, as products, and the MLP."""
+        cells = self.rows * features.rows + self.rows * self.columns
+        x = ledger.product(cells * features.columns * features.width, x)
+        with ledger.within("mlp"):
+            return self.mlp.count(ledger, self.pooled(features), width, x)
 
     def build(self, features: FeatureMap, width: int, precision: Precision, separator: bool) -> "AveragePooling":
         """The module."""

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from vlm_jax.models.adapters.base import AdapterConfigBase, PromptAdapter
 from vlm_jax.models.layers import LayerNorm, Precision, dense, parameter
+from vlm_jax.models.ledger import Depends, Ledger
 from vlm_jax.models.qformer import QFormer, QFormerConfig
 from vlm_jax.models.states import FeatureMap
 from vlm_jax.pictures import Pictures
@@ -55,10 +56,13 @@ class QFormerAdapterConfig(AdapterConfigBase):
         """It may read an instruction; its tokens form no grid."""
         return Pictures(instruction=self.instruction, instruction_vocabulary=self.qformer.text_vocabulary)
 
-    def flops(self, features: FeatureMap, width: int) -> float:
+    def count(self, ledger: Ledger, features: FeatureMap, width: int, x: Depends) -> Depends:
         """The Q-Former's and the linear map's."""
         q = self._fitted(features)
-        return q.flops(self.queries, features.count, self.instruction) + 2.0 * self.queries * q.width * width
+        start, x = ledger.learned("queries"), ledger.learned("feature_norm", x)
+        with ledger.within("qformer"):
+            y = q.count(ledger, self.queries, features.count, self.instruction, start, x)
+        return ledger.linear("out", self.queries * q.width * width, y)
 
     def build(self, features: FeatureMap, width: int, precision: Precision, separator: bool) -> "QFormerAdapter":
         """The module."""
@@ -96,7 +100,7 @@ class QFormerAdapter(PromptAdapter):
                 f"{q.text_length}; raise it"
             )
         queries = parameter(
-            self, "queries", nn.initializers.normal(0.02), (c.queries, q.width), (None, "embed"), self.precision
+            self, "queries", nn.initializers.normal(0.02), (c.queries, q.width), (None, "vision_embed"), self.precision
         )
         x = LayerNorm(self.precision, name="feature_norm")(features) if c.feature_norm else features
         start = jnp.broadcast_to(queries, (len(features), *queries.shape))

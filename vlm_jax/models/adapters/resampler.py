@@ -16,6 +16,7 @@ from vlm_jax.models.adapters.base import AdapterConfigBase, PromptAdapter
 from vlm_jax.models.attention import attention
 from vlm_jax.models.layers import (
     MLP,
+    VISION_MLP,
     Activation,
     GatedMLP,
     LayerNorm,
@@ -25,6 +26,8 @@ from vlm_jax.models.layers import (
     dense,
     parameter,
 )
+from vlm_jax.models.ledger import Depends, Ledger
+from vlm_jax.models.placement import constrain
 from vlm_jax.models.states import FeatureMap
 
 
@@ -90,20 +93,33 @@ class ResamplerConfig(AdapterConfigBase):
         """As many as there are latents; they form no grid."""
         return self.queries
 
-    def flops(self, features: FeatureMap, width: int) -> float:
-        """Two for each weight and token that it maps, and attention's two products."""
+    def count(self, ledger: Ledger, features: FeatureMap, width: int, x: Depends) -> Depends:
+        """The features' map, the layers, and the latents' map."""
         inner, n = self.latent_width(features, width), self.queries
-        mlp = (self.mlp_width or 4 * inner) * inner * (2 if self.form == "flamingo" else 3)
-        keys = features.count + n
-        heads, groups = self.heads * self.head_size, self.groups * self.head_size
-        layer = 2.0 * (n * (2 * inner * heads + mlp) + keys * 2 * inner * groups) + 4.0 * n * keys * heads
-        inwards = 0
-        if self.form == "idefics2":
-            inwards = (self.projection_width or 4 * inner) * (2 * features.width + inner)
+        context, heads = features.count + n, self.heads * self.head_size
+        gated = self.form == "idefics2"
+        if gated:
+            hidden = self.projection_width or 4 * inner
+            x = ledger.mlp("projection", features.count, features.width, hidden, x, gated=True, outputs=inner)
         elif inner != features.width:
-            inwards = features.width * inner
-        outwards = inner * width if inner != width else 0
-        return self.layers * layer + 2.0 * (features.count * inwards + n * outwards)
+            x = ledger.linear("projection", features.count * features.width * inner, x)
+
+        def layer(latents: Depends) -> Depends:
+            y = ledger.learned("latents_norm", latents)
+            seen = y | ledger.learned("features_norm", x)
+            queries = ledger.linear("query", n * inner * heads, y)
+            size = context * inner * self.groups * self.head_size
+            keys, values = (ledger.linear(name, size, seen) for name in ("key", "value"))
+            y = ledger.attention(n * context, heads, queries, keys, values)
+            latents |= ledger.linear("out", n * heads * inner, y)
+            y = ledger.learned("mlp_norm", latents)
+            return latents | ledger.mlp("mlp", n, inner, self.mlp_width or 4 * inner, y, gated=gated)
+
+        latents = ledger.learned("latents")
+        with ledger.within("layers"):
+            latents = ledger.layers(self.layers, layer, latents)
+        latents = ledger.learned("norm", latents)
+        return ledger.linear("out", n * inner * width, latents) if inner != width else latents
 
     def build(self, features: FeatureMap, width: int, precision: Precision, separator: bool) -> "Resampler":
         """The module."""
@@ -132,26 +148,27 @@ class PerceiverLayer(nn.Module):
         norm = _norm(c, precision)
 
         def project(name: str, heads: int, x: Array) -> Array:
-            axes = ("embed", "heads" if name == "query" else "key_value_heads", "head_size")
+            axes = ("vision_embed", "vision_heads", "head_size")
             shape = (width, heads, c.head_size)
             y = Projection("npd,dhk->nphk", shape, axes, width, precision, name=name)(x)
-            return nn.with_logical_constraint(y, ("batch", "patches", "act_heads", "head_size"))
+            return constrain(y, ("pictures", "patches", "act_vision_heads", "head_size"))
 
         y = norm(name="latents_norm")(latents)
         context = jnp.concatenate([norm(name="features_norm")(features), y], 1)
         keys, values = project("key", c.groups, context), project("value", c.groups, context)
         y = attention(project("query", c.heads, y), keys, values, mask)
-        shape, axes = (c.heads, c.head_size, width), ("heads", "head_size", "embed")
+        shape, axes = (c.heads, c.head_size, width), ("vision_heads", "head_size", "vision_embed")
         out = Projection("nphk,hkd->npd", shape, axes, c.heads * c.head_size, precision, name="out")
         latents = latents + out(y)
         latents = latents + self._mlp()(norm(name="mlp_norm")(latents))
-        return nn.with_logical_constraint(latents, ("batch", "patches", "act_embed")), None
+        return constrain(latents, ("pictures", "patches", "act_embed")), None
 
     def _mlp(self) -> nn.Module:
         c, hidden = self.config, self.config.mlp_width or 4 * self.width
         if c.form == "flamingo":
             return MLP(self.width, hidden, self.precision, c.activation or "squared_relu", bias=False, name="mlp")
-        return GatedMLP(self.width, hidden, self.precision, activation=c.activation or "silu", name="mlp")
+        activation = c.activation or "silu"
+        return GatedMLP(self.width, hidden, self.precision, activation=activation, axes=VISION_MLP, name="mlp")
 
 
 def _norm(config: ResamplerConfig, precision: Precision) -> Callable[..., nn.Module]:
@@ -191,7 +208,9 @@ class Resampler(PromptAdapter):
         width = c.latent_width(self.features, self.width)
         x = self._inwards(features.astype(jnp.dtype(precision.compute)), width)
         init = nn.initializers.normal(1.0)
-        latents = parameter(self, "latents", init, (c.queries, width), (None, "embed"), precision).astype(x.dtype)
+        latents = parameter(self, "latents", init, (c.queries, width), (None, "vision_embed"), precision).astype(
+            x.dtype
+        )
         latents = jnp.broadcast_to(latents, (len(x), c.queries, width))
         mask = None
         if shown is not None:
@@ -215,9 +234,16 @@ class Resampler(PromptAdapter):
         c, own = self.config, self.features.width
         if c.form == "idefics2":
             hidden, activation = c.projection_width or 4 * width, c.projection_activation
-            return GatedMLP(own, hidden, self.precision, activation=activation, outputs=width, name="projection")(
-                features
+            project = GatedMLP(
+                own,
+                hidden,
+                self.precision,
+                activation=activation,
+                outputs=width,
+                axes=VISION_MLP,
+                name="projection",
             )
+            return project(features)
         if own != width:
-            return dense(own, width, ("features", "embed"), self.precision, name="projection")(features)
+            return dense(own, width, ("features", "vision_embed"), self.precision, name="projection")(features)
         return features
