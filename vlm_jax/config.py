@@ -7,13 +7,16 @@ import sys
 from pathlib import Path
 from typing import Any, Literal
 
+from data_pipelines.emits import Emits, emits
 from data_pipelines.images import ImagePreprocessing
 from data_pipelines.mixture import DataConfig, MixtureEntry
 from data_pipelines.sources import SourceConfig
 from data_pipelines.template import Template, TemplateConfig
 from data_pipelines.tokenizers import SentencePieceConfig
 from vlm_jax.errors import UserError
+from vlm_jax.models.attention import resolve_kernel
 from vlm_jax.models.encoders import slots_together
+from vlm_jax.models.sight import Kernel
 from vlm_jax.models.vlm import VLMConfig
 from vlm_jax.optim import OptimizerConfig
 from vlm_jax.parallel import MeshConfig
@@ -267,6 +270,32 @@ class Experiment:
                     f"stage {stage.name}: data.images is {stage.data.images}, but the encoder takes {together} image "
                     f"slots of a picture together; make it a multiple of {together}"
                 )
+            if self.model.decoder.attention_kernel == "splash":
+                self.kernel(stage, "tpu")
+
+    def kernel(self, stage: Stage, platform: str, template: Template | None = None) -> Kernel:
+        """The attention kernel that a stage runs on "tpu", "gpu" or "cpu".
+
+        Args:
+            stage: one of the experiment's.
+            platform: of the devices.
+            template: the one in use, where a part's tokenizer has brought another than the experiment's.
+
+        Raises:
+            UserError: if the decoder's attention_kernel cannot do what the stage's rows need, or not there.
+        """
+        decoder, data, found = self.model.decoder, [stage.data], Emits()
+        if stage.validation is not None:
+            data.append(dataclasses.replace(stage.data, mixture=stage.validation.mixture, kinds=()))
+        for part in data:
+            more = emits(part, template or self.template)
+            found = Emits(found.branches or more.branches, found.blocks or more.blocks)
+        sizes: Any = {"head_size": decoder.head_size, "softcap": decoder.attention_softcap}
+        compute = self.model.precision.compute
+        try:
+            return resolve_kernel(decoder.attention_kernel, platform, found, compute=compute, **sizes)
+        except UserError as error:
+            raise UserError(f"stage {stage.name}: {error}") from None
 
     def total_steps(self) -> int:
         """Steps of all stages together."""
