@@ -133,7 +133,8 @@ class _Guests:
             return None
         connection.settimeout(_ANSWER_S)
         try:
-            index, count, host, pid = (receive(connection)[key] for key in ("process", "processes", "host", "pid"))
+            hello = receive(connection)
+            index, count, host, pid = (hello[key] for key in ("process", "processes", "host", "pid"))
         except (OSError, Stranger, KeyError):
             connection.close()
             return None
