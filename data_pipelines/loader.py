@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Shaped
 
+from data_pipelines.emits import check_one_path
 from data_pipelines.feature_store import FeatureStore
 from data_pipelines.instructions import slot_instructions
 from data_pipelines.mixture import DataConfig, MixtureEntry, StageData, host_rows, host_shards
@@ -50,6 +51,7 @@ def make_loader(
     prefetch: int = 2,
     threads: int = 0,
     features: FeatureStore | None = None,
+    one_path: bool = False,
 ) -> "Loader":
     """Opens a stage's sources and gives its batches, from the first one on.
 
@@ -63,6 +65,7 @@ def make_loader(
         prefetch: Batches that are prepared ahead.
         threads: Threads that decode pictures; 0 = one more than this process may use cores, and at most 32.
         features: Kept features of every picture; batches then carry these in place of the pictures.
+        one_path: Examples may have neither branches nor blocks, since the attention kernel cannot tell them apart.
 
     Returns:
         Iterator of (Batch, BatchInfo) with this host's rows (see `host_rows`). It ends only where every entry of the
@@ -70,7 +73,7 @@ def make_loader(
 
     Raises:
         UserError: if the shards cannot be shared out among the hosts, a source is missing or too small, or the seed is
-            negative; while iterating, if too many records are unusable.
+            negative; while iterating, if too many records are unusable, or an example is not of `one_path`.
     """
     if seed < 0:
         raise UserError(f"seed is {seed}: it must not be negative")
@@ -78,7 +81,7 @@ def make_loader(
     account = Quarantine() if quarantine is None else quarantine
     threads = threads or min(_MOST_THREADS, _cores() + 1)  # one is mostly waiting for Python's lock
     shards = host_shards(stage.data, host, hosts)
-    return Loader(stage.data, processor, stage_seed, shards, account, prefetch, threads, features)
+    return Loader(stage.data, processor, stage_seed, shards, account, prefetch, threads, features, one_path)
 
 
 def merge_states(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -127,9 +130,10 @@ class Loader:
         prefetch: int,
         threads: int,
         features: FeatureStore | None = None,
+        one_path: bool = False,
     ) -> None:
         self._data, self._processor, self._seed, self._quarantine = data, processor, seed, quarantine
-        self._features = features
+        self._features, self._one_path = features, one_path
         self._pictures = RowPictures(data, processor, features)
         self._titles = tuple(entry.title for entry in data.mixture)
         sources = [open_source(entry.source) for entry in data.mixture]
@@ -216,6 +220,8 @@ class Loader:
         items = [shard.next_row() for _ in range(rounds) for shard in self._shards.values()]
         if not any(items):
             return None
+        if self._one_path:
+            check_one_path([item.rendered for row in items for item in row])
         planes = Planes.empty(len(items), data.length, processor.tokenizer.pad_id)
         for row, examples in enumerate(items):
             planes.write(row, [item.rendered for item in examples], processor.prompt_tokens, processor.pictures)
