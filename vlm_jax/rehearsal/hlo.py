@@ -167,6 +167,8 @@ class Module:
 
     computations: dict[str, Computation]
     entry: Computation
+    partitions: int = 0
+    """Devices that run it together; of several slices, those of one. 0 where the text does not say."""
 
 
 def parse(text: str) -> Module:
@@ -194,7 +196,8 @@ def parse(text: str) -> Module:
             _read(line, current)
     if entry is None:
         raise UserError("rehearsal: the compiled program's text has no ENTRY computation; it may be cut short")
-    return Module(computations, entry)
+    partitions = re.search(r"\bnum_partitions=(\d+)", text[: text.find("\n")])
+    return Module(computations, entry, int(partitions[1]) if partitions else 0)
 
 
 def _read(line: str, computation: Computation) -> None:

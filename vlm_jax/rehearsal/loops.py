@@ -44,6 +44,11 @@ class Loops:
         """The computation that a `while` repeats."""
         return self._module.computations[loop.attribute("body")]
 
+    def is_body(self, computation: Computation) -> bool:
+        """Whether it is the body of a `while`."""
+        caller = self._caller.get(computation.name)
+        return caller is not None and caller[1].attribute("body") == computation.name
+
     def trips(self, loop: Instruction) -> Trips:
         """How often a `while` repeats it. What cannot be read counts as one trip, and is not certain."""
         if loop not in self._counts:

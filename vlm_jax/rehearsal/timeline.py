@@ -1,0 +1,180 @@
+"""How long a schedule takes: the chip's core, its HBM, the links of its slice and the network between slices.
+
+- Work takes the longer of its matrix products at the peak and its bytes of HBM; what HBM has time for besides goes to
+  copies that were begun before.
+- A collective needs the links of its mesh axes, both directions of each, or one direction where it is a permutation
+  along a ring. Collectives that share links follow each other; others run at the same time.
+- What is waited for and is not done keeps the chip waiting: that is exposed. So is a collective without a `-start`.
+- A loop runs its first trips one by one, the rest like the last of those: by then what one trip leaves for the next to
+  wait for has settled.
+"""
+
+import math
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from vlm_jax.errors import UserError
+from vlm_jax.rehearsal.collectives import OTHER, Collective
+from vlm_jax.rehearsal.costs import Cost
+from vlm_jax.rehearsal.program import Machine
+from vlm_jax.rehearsal.steps import Await, Begin, Fetch, Repeat, Step, Work
+
+Line = tuple[str, str, str]
+"""Kind, axes and network of collectives that are reported together."""
+Wire = tuple[str, int]
+
+_TRIPS_WALKED = 3
+
+
+def line_of(collective: Collective) -> Line:
+    """Under what a collective is reported."""
+    return collective.kind, collective.axes, collective.network
+
+
+def compute_seconds(cost: Cost, machine: Machine) -> float:
+    """Of matrix products at the chip's peak."""
+    return cost.mxu_flops / machine.peak_flops
+
+
+def hbm_seconds(cost: Cost, machine: Machine) -> float:
+    """Of bytes at the bandwidth of HBM."""
+    return cost.hbm_bytes / machine.hbm_bandwidth
+
+
+def host_seconds(cost: Cost, machine: Machine) -> float:
+    """Of bytes between a chip and its host."""
+    return cost.host_bytes / machine.host_bandwidth if cost.host_bytes else 0.0
+
+
+def wire_seconds(collective: Collective, machine: Machine) -> float:
+    """Of a collective that has its wires for itself: bytes at their bandwidth, and the latency of the hops.
+
+    Raises:
+        UserError: if the machine has no such wires.
+    """
+    if collective.network == "dcn":
+        if not machine.dcn_bandwidth:
+            raise UserError("rehearsal: the program talks between slices; name their network's bandwidth")
+        return collective.bytes / machine.dcn_bandwidth + machine.dcn_seconds
+    link = machine.ici_default
+    bandwidth = machine.ici_bandwidth.get(collective.axes, link)
+    if not bandwidth:
+        raise UserError(f"rehearsal: no bandwidth is known for collectives along '{collective.axes}'")
+    if collective.kind == "collective-permute":
+        # One direction of one ring.
+        return collective.bytes / min(bandwidth / 2, link or math.inf) + machine.ici_hop_seconds
+    rings = max(1, math.ceil(bandwidth / (2 * link))) if link else 1
+    hops = rings * collective.members ** (1 / rings) / 2 * (2 if collective.kind == "all-reduce" else 1)
+    return collective.bytes / bandwidth + hops * machine.ici_hop_seconds
+
+
+@dataclass
+class Timeline:
+    """A walk along a schedule; `now` is how far it has come, in seconds."""
+
+    machine: Machine
+    axes: Sequence[str] = ()
+    """Of the mesh: what groups along none of them are taken to need."""
+    instant: bool = False
+    """Whether wires take no time, to see what the rest takes."""
+    now: float = 0.0
+    exposed: dict[Line, float] = field(default_factory=dict)
+    """Seconds in which the chip waited, by what for."""
+    _free: dict[Wire, float] = field(default_factory=dict)
+    _flying: dict[str, tuple[float, Line]] = field(default_factory=dict)
+    _copies: deque[list] = field(default_factory=deque)
+    """[key, seconds of HBM left], first come, first served."""
+    _begun: set[str] = field(default_factory=set)
+    _used: set[Wire] = field(default_factory=set)
+
+    def run(self, steps: Sequence[Step]) -> float:
+        """Walks along the whole program and returns when all of it is done."""
+        self._walk(steps)
+        for key in list(self._flying):
+            self._wait(key)
+        self._pass(sum(left for _, left in self._copies))
+        return self.now
+
+    def _walk(self, steps: Sequence[Step]) -> None:
+        for step in steps:
+            if isinstance(step, Work):
+                compute = compute_seconds(step.cost, self.machine)
+                memory = hbm_seconds(step.cost, self.machine) + host_seconds(step.cost, self.machine)
+                self._pass(max(compute, memory), memory)
+            elif isinstance(step, Fetch):
+                seconds = hbm_seconds(step.cost, self.machine) + host_seconds(step.cost, self.machine)
+                if seconds:
+                    self._copies.append([step.key, seconds])
+            elif isinstance(step, Begin):
+                self._begin(step)
+            elif isinstance(step, Await):
+                self._wait(step.key)
+            else:
+                self._repeat(step)
+
+    def _pass(self, seconds: float, memory: float = 0.0) -> None:
+        """Time goes by in which HBM is busy for `memory` seconds; in the rest it copies."""
+        self.now += seconds
+        spare = seconds - memory
+        while self._copies and spare > 0:
+            done = min(spare, self._copies[0][1])
+            self._copies[0][1] -= done
+            spare -= done
+            if self._copies[0][1] <= 0:
+                self._copies.popleft()
+
+    def _wires(self, collective: Collective) -> list[Wire]:
+        if collective.network == "dcn":
+            return [("", 0)]
+        names = self.axes if collective.axes == OTHER else collective.axes.split("+")
+        directions = (collective.direction,) if collective.direction else (1, -1)
+        return [(name, direction) for name in names for direction in directions]
+
+    def _begin(self, step: Begin) -> None:
+        wires = self._wires(step.collective)
+        start = max([self.now, *(self._free.get(wire, 0.0) for wire in wires)])
+        end = start + (0.0 if self.instant else wire_seconds(step.collective, self.machine))
+        for wire in wires:
+            self._free[wire] = end
+        self._used.update(wires)
+        self._begun.add(step.key)
+        self._flying[step.key] = (end, line_of(step.collective))
+
+    def _wait(self, key: str) -> None:
+        """Until what was begun under this key is done: communication, or else a copy and all copies before it."""
+        if key in self._flying:
+            end, line = self._flying.pop(key)
+            if end > self.now:
+                self.exposed[line] = self.exposed.get(line, 0.0) + end - self.now
+                self._pass(end - self.now)
+            return
+        if any(copy[0] == key for copy in self._copies):
+            left = 0.0
+            for copy in self._copies:
+                left += copy[1]
+                if copy[0] == key:
+                    break
+            self._pass(left)
+
+    def _repeat(self, step: Repeat) -> None:
+        for before, after in step.carried.items():
+            if before in self._flying:
+                self._flying[after] = self._flying.pop(before)
+        begun, used = self._begun, self._used
+        for _ in range(min(step.trips, _TRIPS_WALKED)):
+            start, waited = self.now, dict(self.exposed)
+            self._begun, self._used = set(), set()
+            self._walk(step.steps)
+            begun, used = begun | self._begun, used | self._used
+        if step.trips > _TRIPS_WALKED:
+            more = step.trips - _TRIPS_WALKED
+            later = more * (self.now - start)
+            self.now += later
+            for line, seconds in self.exposed.items():
+                self.exposed[line] = seconds + more * (seconds - waited.get(line, 0.0))
+            for key in self._begun & self._flying.keys():
+                self._flying[key] = (self._flying[key][0] + later, self._flying[key][1])
+            for wire in self._used:
+                self._free[wire] += later
+        self._begun, self._used = begun, used
