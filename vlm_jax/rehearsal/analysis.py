@@ -10,13 +10,16 @@ from vlm_jax.rehearsal.hlo import Instruction, parse
 from vlm_jax.rehearsal.program import Machine, Operation, ProgramCosts, Traffic
 from vlm_jax.rehearsal.steps import Begin, Fetch, Planner, Repeat, Step, Work
 from vlm_jax.rehearsal.timeline import (
+    DCN,
     Line,
     Timeline,
+    Wire,
     compute_seconds,
     hbm_seconds,
     host_seconds,
     line_of,
     wire_seconds,
+    wires_of,
 )
 
 _LARGEST = 20
@@ -47,7 +50,7 @@ def analyse(
     costs = Costs(module, machine.mxu, attended_share)
     planner = Planner(module, costs, Grid(mesh, tuple(slices or ()), module.partitions))
     steps = planner.plan(module.entry)
-    sums = _Sums(machine)
+    sums = _Sums(machine, tuple(mesh))
     for step, times in _flatten(steps):
         sums.add(step, times)
     timeline = Timeline(machine, tuple(mesh))
@@ -68,8 +71,9 @@ def analyse(
         compute_seconds=compute_seconds(sums.total, machine),
         hbm_seconds=hbm_seconds(sums.total, machine),
         core_seconds=sums.core_seconds,
-        ici_seconds=sums.network_seconds("ici"),
-        dcn_seconds=sums.network_seconds("dcn"),
+        ici_seconds=sums.ici_seconds(),
+        ici_busiest_seconds=max((s for wire, s in sums.wires.items() if wire != DCN), default=0.0),
+        dcn_seconds=sums.wires.get(DCN, 0.0),
         host_seconds=host_seconds(sums.total, machine),
         scheduled=scheduled,
         scheduled_alone=alone,
@@ -93,7 +97,10 @@ class _Sums:
     """What adds up over a program."""
 
     machine: Machine
+    axes: tuple[str, ...]
     total: Cost = field(default_factory=Cost)
+    wires: dict[Wire, float] = field(default_factory=dict)
+    """Seconds for which each is busy."""
     core_seconds: float = 0.0
     times: dict[Instruction, float] = field(default_factory=dict)
     _costs: dict[Instruction, Cost] = field(default_factory=dict)
@@ -104,7 +111,10 @@ class _Sums:
         """One step that runs so many times."""
         if isinstance(step, Begin):
             self._lines.setdefault(line_of(step.collective), []).append((step.collective, times))
-            self._count(step.instruction, Cost(), times * wire_seconds(step.collective, self.machine), times)
+            seconds = times * wire_seconds(step.collective, self.machine)
+            for wire in wires_of(step.collective, self.axes):
+                self.wires[wire] = self.wires.get(wire, 0.0) + seconds
+            self._count(step.instruction, Cost(), seconds, times)
         elif isinstance(step, (Work, Fetch)):
             cost, machine = step.cost, self.machine
             self.total += cost * times
@@ -118,14 +128,16 @@ class _Sums:
         self._costs[instruction] = cost
         self._seconds[instruction] = self._seconds.get(instruction, 0.0) + seconds
 
-    def network_seconds(self, network: str) -> float:
-        """Of all its collectives, one after the other."""
-        return sum(
-            times * wire_seconds(collective, self.machine)
-            for line, entries in self._lines.items()
-            if line[2] == network
-            for collective, times in entries
-        )
+    def ici_seconds(self) -> float:
+        """Of all collectives within a slice, one after the other, but opposite directions of an axis together."""
+        busy: dict[str, dict[int, float]] = {}
+        for (_, axes, network), entries in self._lines.items():
+            if network == "ici":
+                directions = busy.setdefault(axes, {})
+                for collective, times in entries:
+                    seconds = times * wire_seconds(collective, self.machine)
+                    directions[collective.direction] = directions.get(collective.direction, 0.0) + seconds
+        return sum(both.get(0, 0.0) + max(both.get(1, 0.0), both.get(-1, 0.0)) for both in busy.values())
 
     def traffic(self, exposed: Mapping[Line, float]) -> Iterator[Traffic]:
         """Collectives by kind and axes, those with the most bytes first."""

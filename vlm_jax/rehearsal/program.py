@@ -91,6 +91,9 @@ class ProgramCosts:
     core_seconds: float
     """Instruction by instruction the longer of compute and HBM: the step without communication."""
     ici_seconds: float
+    """Of collectives within a slice, one after the other; the two directions of a ring count as one."""
+    ici_busiest_seconds: float
+    """Of the mesh axis, and direction along it, whose wires are busy the longest."""
     dcn_seconds: float
     host_seconds: float
     scheduled: float
@@ -122,7 +125,8 @@ class ProgramCosts:
     @property
     def overlapped(self) -> float:
         """Seconds with everything overlapped: the busiest resource."""
-        return max(self.compute_seconds, self.hbm_seconds, self.ici_seconds, self.dcn_seconds, self.host_seconds)
+        wires = max(self.ici_busiest_seconds, self.dcn_seconds, self.host_seconds)
+        return max(self.compute_seconds, self.hbm_seconds, wires)
 
     @property
     def exposed_share(self) -> float:

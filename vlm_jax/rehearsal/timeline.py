@@ -23,6 +23,9 @@ from vlm_jax.rehearsal.steps import Await, Begin, Fetch, Repeat, Step, Work
 Line = tuple[str, str, str]
 """Kind, axes and network of collectives that are reported together."""
 Wire = tuple[str, int]
+"""A mesh axis and a direction along it."""
+DCN: Wire = ("", 0)
+"""The network between slices."""
 
 _TRIPS_WALKED = 3
 
@@ -30,6 +33,15 @@ _TRIPS_WALKED = 3
 def line_of(collective: Collective) -> Line:
     """Under what a collective is reported."""
     return collective.kind, collective.axes, collective.network
+
+
+def wires_of(collective: Collective, axes: Sequence[str]) -> list[Wire]:
+    """The wires that a collective needs; one along no axis of the mesh needs those of all `axes`."""
+    if collective.network == "dcn":
+        return [DCN]
+    names = axes if collective.axes == OTHER else collective.axes.split("+")
+    directions = (collective.direction,) if collective.direction else (1, -1)
+    return [(name, direction) for name in names for direction in directions]
 
 
 def compute_seconds(cost: Cost, machine: Machine) -> float:
@@ -124,15 +136,8 @@ class Timeline:
             if self._copies[0][1] <= 0:
                 self._copies.popleft()
 
-    def _wires(self, collective: Collective) -> list[Wire]:
-        if collective.network == "dcn":
-            return [("", 0)]
-        names = self.axes if collective.axes == OTHER else collective.axes.split("+")
-        directions = (collective.direction,) if collective.direction else (1, -1)
-        return [(name, direction) for name in names for direction in directions]
-
     def _begin(self, step: Begin) -> None:
-        wires = self._wires(step.collective)
+        wires = wires_of(step.collective, self.axes)
         start = max([self.now, *(self._free.get(wire, 0.0) for wire in wires)])
         end = start + (0.0 if self.instant else wire_seconds(step.collective, self.machine))
         for wire in wires:
