@@ -21,7 +21,7 @@ A first run:
   vlm generate --model runs/quickstart --image picture.png --prompt "what shape is present?"
 """
 
-_COMMANDS = ("train", "eval", "compare", "generate", "serve", "convert", "data", "ablate")
+_COMMANDS = ("train", "eval", "compare", "generate", "serve", "convert", "data", "ablate", "rehearse")
 """Each is a module of vlm_jax/commands with `add_parser(subparsers)`; the parser's default `run` does the work."""
 
 

@@ -19,7 +19,8 @@ class Tensor:
 
     def __str__(self) -> str:
         source = f", {self.source}" if self.source else ""
-        return f"{self.role} {self.size / 2**30:.2f} GiB ({self.shape}{source})"
+        size = f"{self.size / 2**30:.2f} GiB" if self.size >= 2**27 else f"{self.size / 2**20:.1f} MiB"
+        return f"{self.role} {size} ({self.shape}{source})"
 
 
 _ALLOCATION = re.compile(r"^allocation \d+: size (\d+)(?:, parameter (\d+))?(.*)$")
@@ -109,7 +110,8 @@ def _role(source: str, instruction: str) -> str:
     if "transpose(" in source:
         return "gradients or activations of the backward pass"
     if "jvp(" in source or "checkpoint" in source or "remat" in source:
-        return "activations"
+        # What a scan over layers writes at its place in a stack is there for the backward pass.
+        return "activations kept for the backward pass" if "dynamic_update_slice" in source else "activations"
     return "temporary"
 
 

@@ -202,7 +202,11 @@ def _seconds(seconds: float) -> str:
 
 
 def _gib(count: float) -> str:
-    return f"{count / GIB:.2f} GiB"
+    return f"{count / GIB:.2f} GiB" if count >= 0.1 * GIB else f"{count / 2**20:.1f} MiB"
+
+
+def _millions(count: int) -> str:
+    return f"{count / 1e9:,.2f} B" if count >= 1e9 else f"{count / 1e6:,.3g} M"
 
 
 Cell = Callable[[StageReport], str]
@@ -230,7 +234,7 @@ def _mesh(mesh: Mapping[str, int]) -> str:
 
 
 _ROWS: tuple[tuple[str, Cell], ...] = (
-    ("parameters, of which trained", lambda s: f"{s.params / 1e6:,.1f} M, {s.trained_params / 1e6:,.1f} M"),
+    ("parameters, of which trained", lambda s: f"{_millions(s.params)}, {_millions(s.trained_params)}"),
     ("mesh", lambda s: _mesh(s.mesh)),
     ("a chip's memory: arguments", lambda s: _gib(s.argument_bytes)),
     ("temporaries", _compiled(lambda s: _gib(s.peak_bytes - s.argument_bytes))),

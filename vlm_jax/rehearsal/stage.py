@@ -11,7 +11,7 @@ import numpy as np
 
 from vlm_jax.config import Experiment
 from vlm_jax.models.flops import stage_flops
-from vlm_jax.parallel import Layout, build_layout
+from vlm_jax.parallel import Layout, build_layout, check_fits
 from vlm_jax.rehearsal.analysis import analyse
 from vlm_jax.rehearsal.calibration_table import Calibration, calibration_of
 from vlm_jax.rehearsal.compiler import Compiled, DoesNotFitError, compile_lowered
@@ -21,6 +21,7 @@ from vlm_jax.rehearsal.memory import Tensor
 from vlm_jax.rehearsal.program import ProgramCosts
 from vlm_jax.rehearsal.topology import Topology, absent_devices
 from vlm_jax.training.program import StageProgram, build_program
+from vlm_jax.training.recipe import check_rows
 
 Watch = Callable[[str], contextlib.AbstractContextManager[Any]]
 """Shows what is being done while it is."""
@@ -154,6 +155,8 @@ def rehearse_stage(
     """
     layout = layout_on(experiment, topology)
     program = build_program(experiment, index, layout)
+    check_fits(program.abstract_params, layout)
+    check_rows(program.stage, layout)
     state, batch = program.abstract_state(), program.abstract_batch()
     report = _expectations(program, topology)
     with watch(f"{program.stage.name}: tracing"):
