@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from vlm_jax.errors import UserError
+from vlm_jax.models.rematerialisation import named
 from vlm_jax.models.sight import (
     QUERIES_TOGETHER,
     BlockSight,
@@ -111,15 +112,16 @@ def attention(
     if isinstance(mask, FusedSight):
         assert not softcap, "resolve_kernel lets no softcap get here"
         fused = mask.mask[:, None]  # a bias of [B, 1, S, S] in the compute dtype, since cuDNN takes no segments here
-        return jax.nn.dot_product_attention(queries, keys, values, mask=fused, scale=scale, implementation="cudnn")
+        y = jax.nn.dot_product_attention(queries, keys, values, mask=fused, scale=scale, implementation="cudnn")
+        return named("attention", y)
     if isinstance(mask, PlaceSight):
         padded = mask.places.padded(_groups(queries.shape[1])[1])
-        return _by_groups(queries, keys, values, padded, mask.mask, scale, softcap)
+        return named("attention", _by_groups(queries, keys, values, padded, mask.mask, scale, softcap))
     if mask is not None and is_long(queries.shape[1], keys.shape[1]):
         padding = _groups(queries.shape[1])[1] - queries.shape[1]
         rows = jnp.pad(mask, ((0, 0), (0, padding), (0, 0)))
-        return _by_groups(queries, keys, values, rows, lambda rows: rows, scale, softcap)
-    return _whole(queries, keys, values, mask, scale, softcap)
+        return named("attention", _by_groups(queries, keys, values, rows, lambda rows: rows, scale, softcap))
+    return named("attention", _whole(queries, keys, values, mask, scale, softcap))
 
 
 def _whole(

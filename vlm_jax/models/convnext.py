@@ -8,7 +8,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from vlm_jax.models.layers import MLP, Activation, LayerNorm, Precision, Projection, RematPolicy, parameter, remat
+from vlm_jax.models.layers import MLP, Activation, LayerNorm, Precision, Projection, parameter
+from vlm_jax.models.placement import constrain
+from vlm_jax.models.rematerialisation import RematPolicy, remat
 from vlm_jax.models.states import EncoderStates, FeatureMap
 
 
@@ -144,7 +146,7 @@ class ConvNeXt(nn.Module):
         """
         last = self.states(pixels).last
         features = last.reshape(len(last), -1, self.config.width)
-        return nn.with_logical_constraint(features, ("batch", "patches", "act_embed"))
+        return constrain(features, ("pictures", "patches", "act_embed"))
 
     @nn.compact
     def states(self, pixels: Float[Array, "N H W 3"]) -> EncoderStates:

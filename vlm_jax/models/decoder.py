@@ -10,13 +10,16 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from vlm_jax.models.attention import AttentionKernel, attention, attention_over_cache
 from vlm_jax.models.cache import KeyValueCache, empty_cache
 from vlm_jax.models.insertion import Inserted, scan_with_inserted, unstacked
-from vlm_jax.models.layers import Activation, GatedMLP, Precision, Projection, RematPolicy, RMSNorm, parameter, remat
+from vlm_jax.models.layers import Activation, GatedMLP, Precision, Projection, RMSNorm, parameter
+from vlm_jax.models.placement import constrain
+from vlm_jax.models.rematerialisation import RematPolicy, named, remat
 from vlm_jax.models.rope import RopeScaling, Turns, rope_turns, rotary
+from vlm_jax.models.sight import RowSight
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +73,8 @@ class DecoderConfig:
     embedding_scale: float = 1.0
     """Multiplies token embeddings on their way in; Gemma takes sqrt(width) (Gemma Team 2024)."""
     pattern: tuple[SelfAttentionBlock, ...] = (SelfAttentionBlock(),)
-    attention_kernel: AttentionKernel = "xla"
+    attention_kernel: AttentionKernel = "auto"
+    """Of training; what a stage runs is told to `VLM` (`attention.resolve_kernel`)."""
     remat: RematPolicy = "none"
 
     def __post_init__(self) -> None:
@@ -113,8 +117,8 @@ def shortest_pattern(blocks: Sequence[SelfAttentionBlock]) -> tuple[SelfAttentio
     return tuple(blocks)
 
 
-Masks = tuple[Bool[Array, "B S T"], ...]
-"""One mask for each block of the pattern."""
+Masks = tuple[RowSight, ...]
+"""One mask for each block of the pattern; dense where there is a cache."""
 
 State = tuple[Float[Array, "B S D"], KeyValueCache | None]
 """What the scan over layers carries: the residual stream and the cache (None in training)."""
@@ -133,7 +137,7 @@ class SelfAttention(nn.Module):
         self,
         x: Float[Array, "B S D"],
         turns: Turns,
-        mask: Bool[Array, "B S T"],
+        mask: RowSight,
         cache: KeyValueCache | None,
         repeat: Int[Array, ""] | None,
     ) -> tuple[Float[Array, "B S D"], KeyValueCache | None]:
@@ -144,18 +148,23 @@ class SelfAttention(nn.Module):
             shape = (c.width, heads, c.head_size)
             bias_dims = 2 if c.attention_bias else 0
             y = Projection("bsd,dhk->bshk", shape, axes, c.width, precision, bias_dims, name=name)(x)
-            return nn.with_logical_constraint(y, ("batch", "length", "act_heads", "head_size"))
+            return constrain(y, ("batch", "length", "act_heads", "head_size"))
 
         queries, keys = project("query", c.heads), project("key", c.key_value_heads)
         values = project("value", c.key_value_heads)
         if c.query_key_norm:
             queries = RMSNorm(precision, c.norm_epsilon, c.norm_offset, name="query_norm")(queries)
             keys = RMSNorm(precision, c.norm_epsilon, c.norm_offset, name="key_norm")(keys)
-        queries, keys = rotary(queries, turns), rotary(keys, turns)
+        queries, keys = named("query", rotary(queries, turns)), named("key", rotary(keys, turns))
+        values = named("value", values)
+        if cache is None:  # every query's device needs the keys and values of the whole row
+            gathered = ("batch", "key_length", "act_heads", "head_size")
+            keys, values = constrain(keys, gathered), constrain(values, gathered)
         options: Any = {"scale": c.query_scale or None, "softcap": c.attention_softcap}
         if cache is None:
-            y = attention(queries, keys, values, mask, c.attention_kernel, **options)
+            y = attention(queries, keys, values, mask, **options)
         else:
+            assert isinstance(mask, jax.Array)
             cache, keys, values = self.remember(cache, repeat, keys, values, x.shape[1])
             y = attention_over_cache(queries, keys, values, mask, **options)
         shape, axes = (c.heads, c.head_size, c.width), ("heads", "head_size", "embed")
@@ -163,7 +172,7 @@ class SelfAttention(nn.Module):
         fan_in = c.heads * c.head_size
         bias_dims = 1 if c.output_bias else 0
         out = Projection("bshk,hkd->bsd", shape, axes, fan_in, precision, bias_dims, scale=scale, name="out")
-        return out(y), cache
+        return named("attention_out", out(y)), cache
 
     def remember(
         self, cache: KeyValueCache, repeat: Array | None, keys: Array, values: Array, count: int
@@ -196,7 +205,7 @@ class Block(nn.Module):
     place: int
 
     @nn.compact
-    def __call__(self, state: State, turns: Turns, mask: Array, repeat: Array | None) -> State:
+    def __call__(self, state: State, turns: Turns, mask: RowSight, repeat: Array | None) -> State:
         c, precision = self.config, self.precision
         x, cache = state
 
@@ -210,7 +219,7 @@ class Block(nn.Module):
         mlp = GatedMLP(c.width, c.mlp_width, precision, scale, c.activation, c.mlp_bias, name="mlp")
         y = mlp(norm("mlp_norm", x))
         x = x + (norm("mlp_post_norm", y) if c.post_norms else y)
-        return nn.with_logical_constraint(x, ("batch", "length", "act_embed")), cache
+        return constrain(x, ("batch", "length", "act_embed")), cache
 
 
 class Pattern(nn.Module):
@@ -266,7 +275,7 @@ class Decoder(nn.Module):
     def embed(self, tokens: Int[Array, "B S"]) -> Float[Array, "B S D"]:
         """Token ids -> their embeddings, in the compute dtype."""
         x = self.embedding.astype(self.precision.compute)[tokens] * self.config.embedding_scale
-        return nn.with_logical_constraint(x, ("batch", "length", "act_embed"))
+        return constrain(x, ("batch", "length", "act_embed"))
 
     def __call__(
         self,

@@ -17,6 +17,7 @@ from vlm_jax.models.layers import Activation, GatedMLP, LayerNorm, Precision, Pr
 from vlm_jax.models.ledger import Depends, Ledger
 from vlm_jax.models.memory import KeysAndValues
 from vlm_jax.models.placement import constrain
+from vlm_jax.models.rematerialisation import named
 
 Blind = Literal["skip", "feed_forward", "whole_example"]
 """What a block is to a position that sees no picture:
@@ -94,7 +95,8 @@ class CrossAttention(nn.Module):
             return self.out(attention_over_cache(queries, *kept, mask))
         assert memory is not None
         keys, values = self.keys_and_values(memory)
-        return self.out(attention(queries, keys, values, mask))
+        y = attention(named("query", queries), named("key", keys), named("value", values), mask)
+        return named("attention_out", self.out(y))
 
 
 class GatedBlock(nn.Module):

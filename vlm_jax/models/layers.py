@@ -10,6 +10,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from vlm_jax.models.placement import constrain
+from vlm_jax.models.rematerialisation import named
+
 DTypeName = Literal["float32", "bfloat16"]
 
 
@@ -34,26 +37,6 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "relu": nn.relu,
     "squared_relu": lambda x: jnp.square(nn.relu(x)),
 }
-
-
-RematPolicy = Literal["none", "full", "save_dots", "save_weight_dots"]
-"""What a block keeps for its backward pass:
-none: everything; full: its input only, all is recomputed; save_dots: results of all matrix products;
-save_weight_dots: results of products with weights (attention's own products are recomputed).
-"""
-
-_REMAT_POLICIES: dict[str, Callable[..., bool]] = {
-    "full": jax.checkpoint_policies.nothing_saveable,
-    "save_dots": jax.checkpoint_policies.dots_saveable,
-    "save_weight_dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-}
-
-
-def remat(block: Any, policy: RematPolicy) -> Any:
-    """The same module class, which recomputes in its backward pass what `policy` does not keep."""
-    if policy == "none":
-        return block
-    return nn.remat(block, prevent_cse=False, policy=_REMAT_POLICIES[policy])
 
 
 def parameter(
@@ -146,6 +129,19 @@ class LayerNorm(nn.Module):
         return (wide * scale.astype(jnp.float32) + bias.astype(jnp.float32)).astype(x.dtype)
 
 
+@dataclasses.dataclass(frozen=True)
+class MLPAxes:
+    """Logical axes of a feed-forward part: of its weights' two dimensions, and of what is between them."""
+
+    width: str
+    hidden: str
+    between: tuple[str, str, str]
+
+
+DECODER_MLP = MLPAxes("embed", "mlp", ("batch", "length", "act_mlp"))
+VISION_MLP = MLPAxes("vision_embed", "vision_mlp", ("pictures", "patches", "act_vision_mlp"))
+
+
 class GatedMLP(nn.Module):
     """SwiGLU and its kin: (activation(x W_gate) * (x W_up)) W_down (Shazeer 2020, eq. 6)."""
 
@@ -157,14 +153,16 @@ class GatedMLP(nn.Module):
     bias: bool = False
     outputs: int = 0
     """Width of what comes out; 0 = `width`."""
+    axes: MLPAxes = DECODER_MLP
 
     @nn.compact
     def __call__(self, x: Float[Array, "B S D"]) -> Float[Array, "B S E"]:
-        inwards = functools.partial(dense, self.width, self.hidden, ("embed", "mlp"), self.precision, bias=self.bias)
-        up, gate = inwards(name="up")(x), inwards(name="gate")(x)
-        y = nn.with_logical_constraint(ACTIVATIONS[self.activation](gate) * up, ("batch", "length", "act_mlp"))
+        axes = (self.axes.width, self.axes.hidden)
+        inwards = functools.partial(dense, self.width, self.hidden, axes, self.precision, bias=self.bias)
+        up, gate = named("mlp_up", inwards(name="up")(x)), named("mlp_gate", inwards(name="gate")(x))
+        y = constrain(ACTIVATIONS[self.activation](gate) * up, self.axes.between)
         outputs = self.outputs or self.width
-        outwards = functools.partial(dense, self.hidden, outputs, ("mlp", "embed"), self.precision, bias=self.bias)
+        outwards = functools.partial(dense, self.hidden, outputs, axes[::-1], self.precision, bias=self.bias)
         return outwards(scale=self.output_scale, name="down")(y)
 
 
@@ -176,9 +174,11 @@ class MLP(nn.Module):
     precision: Precision
     activation: Activation = "gelu_tanh"
     bias: bool = True
+    axes: MLPAxes = VISION_MLP
 
     @nn.compact
     def __call__(self, x: Float[Array, "B P D"]) -> Float[Array, "B P D"]:
-        y = dense(self.width, self.hidden, ("embed", "mlp"), self.precision, bias=self.bias, name="up")(x)
-        y = nn.with_logical_constraint(ACTIVATIONS[self.activation](y), ("batch", "patches", "act_mlp"))
-        return dense(self.hidden, self.width, ("mlp", "embed"), self.precision, bias=self.bias, name="down")(y)
+        axes = (self.axes.width, self.axes.hidden)
+        y = named("mlp_up", dense(self.width, self.hidden, axes, self.precision, bias=self.bias, name="up")(x))
+        y = constrain(ACTIVATIONS[self.activation](y), self.axes.between)
+        return dense(self.hidden, self.width, axes[::-1], self.precision, bias=self.bias, name="down")(y)

@@ -18,18 +18,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from vlm_jax.models.attention import attention
-from vlm_jax.models.layers import (
-    MLP,
-    Activation,
-    LayerNorm,
-    Precision,
-    Projection,
-    RematPolicy,
-    parameter,
-    remat,
-)
+from vlm_jax.models.layers import MLP, Activation, LayerNorm, Precision, Projection, parameter
 from vlm_jax.models.ledger import Depends, Ledger
 from vlm_jax.models.placement import constrain
+from vlm_jax.models.rematerialisation import RematPolicy, named, remat
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,7 +132,8 @@ class QFormerAttention(nn.Module):
         mask = None if sees is None else jnp.broadcast_to(sees[:, None, :], (len(x), x.shape[1], to.shape[1]))
         shape, axes = (*heads, c.width), ("vision_heads", "head_size", "vision_embed")
         out = Projection("nphk,hkd->npd", shape, axes, c.width, self.precision, 1, name="out")
-        return LayerNorm(self.precision, c.norm_epsilon, name="norm")(x + out(attention(q, k, v, mask)))
+        y = attention(named("query", q), named("key", k), named("value", v), mask)
+        return LayerNorm(self.precision, c.norm_epsilon, name="norm")(x + named("attention_out", out(y)))
 
 
 class QFormerFeedForward(nn.Module):

@@ -30,7 +30,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from vlm_jax.models.attention import attention
-from vlm_jax.models.layers import MLP, Activation, LayerNorm, Precision, Projection, RematPolicy, parameter, remat
+from vlm_jax.models.layers import MLP, Activation, LayerNorm, Precision, Projection, parameter
+from vlm_jax.models.placement import constrain
+from vlm_jax.models.rematerialisation import RematPolicy, named, remat
 from vlm_jax.models.states import FeatureMap
 from vlm_jax.pictures import Grid
 
@@ -155,20 +157,20 @@ class TileBlock(nn.Module):
     def __call__(self, x: Float[Array, "N L D"], mask: Bool[Array, "N L L"]) -> tuple[Float[Array, "N L D"], None]:
         c, precision = self.config, self.precision
         head = c.hidden // c.heads
-        shape, axes = (c.hidden, c.heads, head), ("embed", "heads", "head_size")
+        shape, axes = (c.hidden, c.heads, head), ("vision_embed", "vision_heads", "head_size")
         y = LayerNorm(precision, c.norm_epsilon, name="attention_norm")(x)
         q, k, v = (
             Projection("nld,dhk->nlhk", shape, axes, c.hidden, precision, name=name)(y)
             for name in ("query", "key", "value")
         )
-        q, k, v = (nn.with_logical_constraint(t, ("batch", "patches", "act_heads", "head_size")) for t in (q, k, v))
-        y = attention(q, k, v, mask)
-        shape, axes = (c.heads, head, c.hidden), ("heads", "head_size", "embed")
+        q, k, v = (constrain(t, ("pictures", "patches", "act_vision_heads", "head_size")) for t in (q, k, v))
+        y = attention(named("query", q), named("key", k), named("value", v), mask)
+        shape, axes = (c.heads, head, c.hidden), ("vision_heads", "head_size", "vision_embed")
         y = Projection("nlhk,hkd->nld", shape, axes, c.hidden, precision, name="out")(y)
-        x = x + self._gate("attention_gate", y)
+        x = x + self._gate("attention_gate", named("attention_out", y))
         y = LayerNorm(precision, c.norm_epsilon, name="mlp_norm")(x)
         x = x + self._gate("mlp_gate", MLP(c.hidden, c.mlp_width, precision, c.activation, name="mlp")(y))
-        return nn.with_logical_constraint(x, ("batch", "patches", "act_embed")), None
+        return constrain(x, ("pictures", "patches", "act_embed")), None
 
     def _gate(self, name: str, y: Float[Array, "N L D"]) -> Float[Array, "N L D"]:
         if not self.gated:
@@ -235,7 +237,7 @@ class TileViT(nn.Module):
         # Channels of the joined layers alternate: the first of each, then the second of each, …
         joined = [jnp.stack([kept[i] for i in c.joined], -1).reshape(count, x.shape[1], -1)] if c.joined else []
         x = jnp.concatenate([x, *joined], -1).reshape(count, c.tiles, c.tile_tokens, c.width)
-        return nn.with_logical_constraint(x[:, :, :tokens], ("batch", None, "patches", "act_embed"))
+        return constrain(x[:, :, :tokens], ("pictures", None, "patches", "act_embed"))
 
     def _layers(self, name: str, length: int, *, gated: bool) -> nn.Module:
         scanned = nn.scan(
@@ -255,16 +257,21 @@ class TileViT(nn.Module):
         count, p, width = len(pixels), c.patch, c.hidden
         squares = pixels.reshape(count, c.tiles, c.grid[0], p, c.grid[1], p, 3)
         map_patch = Projection(
-            "nthpwqc,pqcd->nthwd", (p, p, 3, width), (None, None, None, "embed"), p * p * 3, precision, name="patch"
+            "nthpwqc,pqcd->nthwd",
+            (p, p, 3, width),
+            (None, None, None, "vision_embed"),
+            p * p * 3,
+            precision,
+            name="patch",
         )
         x = map_patch(squares).reshape(count, c.tiles, c.patches, width)
         x = self._for_tiles("inner_tile", x, grids)
         normal = nn.initializers.normal(width**-0.5)
-        token = parameter(self, "class_token", normal, (width,), ("embed",), precision).astype(x.dtype)
+        token = parameter(self, "class_token", normal, (width,), ("vision_embed",), precision).astype(x.dtype)
         x = jnp.concatenate([jnp.broadcast_to(token, (count, c.tiles, 1, width)), x], 2)
-        positions = parameter(self, "positions", normal, x.shape[2:], (None, "embed"), precision)
+        positions = parameter(self, "positions", normal, x.shape[2:], (None, "vision_embed"), precision)
         gate = jnp.tanh(parameter(self, "positions_gate", nn.initializers.zeros, (1,), (None,), precision))
-        shape, axes = (len(c.grids) + 1, *x.shape[1:]), (None, None, None, "embed")
+        shape, axes = (len(c.grids) + 1, *x.shape[1:]), (None, None, None, "vision_embed")
         of_grids = parameter(self, "tile_positions", nn.initializers.normal(0.02), shape, axes, precision)
         x = x + ((1 - gate) * positions).astype(x.dtype)
         return x + gate.astype(x.dtype) * of_grids.astype(x.dtype)[grids]
@@ -272,7 +279,7 @@ class TileViT(nn.Module):
     def _for_tiles(self, name: str, x: Float[Array, "N T P D"], grids: Int[Array, " N"]) -> Float[Array, "N T P D"]:
         """Adds to all tokens of a tile what is learned for its place in its grid, behind a gate."""
         c, precision = self.config, self.precision
-        shape, axes = (len(c.grids) + 1, c.tiles, c.hidden), (None, None, "embed")
+        shape, axes = (len(c.grids) + 1, c.tiles, c.hidden), (None, None, "vision_embed")
         table = parameter(self, f"{name}_embedding", nn.initializers.normal(0.02), shape, axes, precision)
         gate = parameter(self, f"{name}_gate", nn.initializers.zeros, (1,), (None,), precision)
         return x + (jnp.tanh(gate) * table).astype(x.dtype)[grids][:, :, None]

@@ -12,17 +12,18 @@ from jaxtyping import Array, Bool, Float
 from vlm_jax.models.attention import attention
 from vlm_jax.models.layers import (
     MLP,
+    VISION_MLP,
     Activation,
     GatedMLP,
     LayerNorm,
     Precision,
     Projection,
-    RematPolicy,
     dense,
     parameter,
-    remat,
 )
+from vlm_jax.models.placement import constrain
 from vlm_jax.models.positions import Resampling, fractional_positions, resample
+from vlm_jax.models.rematerialisation import RematPolicy, named, remat
 from vlm_jax.models.states import EncoderStates, FeatureMap
 
 
@@ -147,14 +148,14 @@ class Stem(nn.Module):
             if stem.truncate:
                 pixels = pixels[:, : height // p * p, : columns // p * p]
             squares = pixels.reshape(count, height // p, p, columns // p, p, 3)
-            shape, axes = (p, p, 3, width), (None, None, None, "embed")
+            shape, axes = (p, p, 3, width), (None, None, None, "vision_embed")
             bias = int(stem.bias)
             map_patch = Projection("nhpwqc,pqcd->nhwd", shape, axes, p * p * 3, self.precision, bias, name="patch")
             return map_patch(squares)
         x = pixels
         for i, (channels, stride) in enumerate(zip(stem.channels, stem.strides, strict=True)):
             x = nn.gelu(Conv(channels, stride, self.precision, name=f"conv_{i}")(x))
-        return dense(x.shape[-1], width, ("conv_in", "embed"), self.precision, bias=True, name="out")(x)
+        return dense(x.shape[-1], width, ("conv_in", "vision_embed"), self.precision, bias=True, name="out")(x)
 
 
 class Conv(nn.Module):
@@ -194,33 +195,35 @@ class EncoderBlock(nn.Module):
     ) -> tuple[Float[Array, "N T D"], Array | None]:
         c, precision = self.config, self.precision
         head = c.width // c.heads
-        shape, axes = (c.width, c.heads, head), ("embed", "heads", "head_size")
+        shape, axes = (c.width, c.heads, head), ("vision_embed", "vision_heads", "head_size")
         y = LayerNorm(precision, c.norm_epsilon, name="attention_norm")(x)
         q, k, v = (
             Projection("npd,dhk->nphk", shape, axes, c.width, precision, 2 * c.attention_bias, name=n)(y)
             for n in ("query", "key", "value")
         )
-        q, k, v = (nn.with_logical_constraint(t, ("batch", "patches", "act_heads", "head_size")) for t in (q, k, v))
-        y = attention(q, k, v, mask)
+        q, k, v = (constrain(t, ("pictures", "patches", "act_vision_heads", "head_size")) for t in (q, k, v))
+        y = attention(named("query", q), named("key", k), named("value", v), mask)
         out = Projection(
             "nphk,hkd->npd",
             (c.heads, head, c.width),
-            ("heads", "head_size", "embed"),
+            ("vision_heads", "head_size", "vision_embed"),
             c.width,
             precision,
             1,
             name="out",
         )
-        x = x + self._scaled("attention_scale", out(y))
+        x = x + self._scaled("attention_scale", named("attention_out", out(y)))
         y = LayerNorm(precision, c.norm_epsilon, name="mlp_norm")(x)
         x = x + self._scaled("mlp_scale", self._mlp()(y))
-        x = nn.with_logical_constraint(x, ("batch", "patches", "act_embed"))
+        x = constrain(x, ("pictures", "patches", "act_embed"))
         return x, x if self.collect else None
 
     def _mlp(self) -> nn.Module:
         c = self.config
         if c.gated_mlp:
-            return GatedMLP(c.width, c.mlp_width, self.precision, activation=c.activation, bias=True, name="mlp")
+            return GatedMLP(
+                c.width, c.mlp_width, self.precision, activation=c.activation, bias=True, axes=VISION_MLP, name="mlp"
+            )
         return MLP(c.width, c.mlp_width, self.precision, c.activation, name="mlp")
 
     def _scaled(self, name: str, y: Float[Array, "N T D"]) -> Float[Array, "N T D"]:
@@ -292,7 +295,7 @@ class ViT(nn.Module):
         x = Stem(c, precision, name="stem")(pixels)
         count, rows, columns, width = x.shape
         normal = nn.initializers.normal(0.02)
-        shape, axes = (*(c.position_grid or c.grid), width), (None, None, "embed")
+        shape, axes = (*(c.position_grid or c.grid), width), (None, None, "vision_embed")
         positions = parameter(self, "positions", normal, shape, axes, precision)
         if shown is not None and c.position_resampling == "fractional":
             positions = fractional_positions(positions, shown)
@@ -303,15 +306,15 @@ class ViT(nn.Module):
         ahead = []
         if c.class_token:
             token, position = (
-                parameter(self, name, normal, (width,), ("embed",), precision)
+                parameter(self, name, normal, (width,), ("vision_embed",), precision)
                 for name in ("class_token", "class_position")
             )
             ahead.append((token + position)[None])
         if c.registers:
-            ahead.append(parameter(self, "registers", normal, (c.registers, width), (None, "embed"), precision))
+            ahead.append(parameter(self, "registers", normal, (c.registers, width), (None, "vision_embed"), precision))
         if ahead:
             tokens = jnp.concatenate(ahead).astype(x.dtype)
             x = jnp.concatenate([jnp.broadcast_to(tokens, (count, *tokens.shape)), x], 1)
         if c.stem_norm:
             x = LayerNorm(precision, c.norm_epsilon, name="stem_norm")(x)
-        return nn.with_logical_constraint(x, ("batch", "patches", "act_embed"))
+        return constrain(x, ("pictures", "patches", "act_embed"))

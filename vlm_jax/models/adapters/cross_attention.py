@@ -20,9 +20,10 @@ from vlm_jax.models.adapters.prompt_based import PromptAdapterConfig
 from vlm_jax.models.decoder import DecoderConfig
 from vlm_jax.models.gated import Blind, BlockWork, GatedBlock, GatedBlockConfig, count_gated_block
 from vlm_jax.models.insertion import Inserted, unstacked
-from vlm_jax.models.layers import Activation, Precision, remat
+from vlm_jax.models.layers import Activation, Precision
 from vlm_jax.models.ledger import Depends, Ledger
 from vlm_jax.models.memory import Memory, Sight, own_slots, visible_slots
+from vlm_jax.models.rematerialisation import remat
 from vlm_jax.models.states import FeatureMap
 from vlm_jax.pictures import Grid, Pictures, Visible
 
