@@ -25,7 +25,7 @@ from jaxtyping import Shaped
 from data_pipelines.emits import check_one_path
 from data_pipelines.feature_store import FeatureStore
 from data_pipelines.instructions import slot_instructions
-from data_pipelines.mixture import DataConfig, MixtureEntry, StageData, host_rows, host_shards
+from data_pipelines.mixture import DataConfig, MixtureEntry, StageData, host_rows, host_shards, shard_rows
 from data_pipelines.packing import Planes
 from data_pipelines.quarantine import Quarantine
 from data_pipelines.row_pictures import RowPictures, slot_numbers
@@ -35,7 +35,7 @@ from data_pipelines.template import Processor
 from vlm_jax.batch import Batch, BatchInfo
 from vlm_jax.errors import UserError
 
-__all__ = ["DataConfig", "Loader", "MixtureEntry", "host_rows", "make_loader", "merge_states"]
+__all__ = ["DataConfig", "Loader", "MixtureEntry", "host_rows", "make_loader", "merge_states", "shard_rows"]
 
 _MOST_THREADS = 32
 
@@ -52,6 +52,7 @@ def make_loader(
     threads: int = 0,
     features: FeatureStore | None = None,
     one_path: bool = False,
+    shards: Sequence[int] | None = None,
 ) -> "Loader":
     """Opens a stage's sources and gives its batches, from the first one on.
 
@@ -66,6 +67,8 @@ def make_loader(
         threads: Threads that decode pictures; 0 = one more than this process may use cores, and at most 32.
         features: Kept features of every picture; batches then carry these in place of the pictures.
         one_path: Examples may have neither branches nor blocks, since the attention kernel cannot tell them apart.
+        shards: Virtual shards to read, in place of a host's share: rows then come shard by shard (`shard_rows`), and
+            when the shards are used up, rows of padding follow without end, since another host may still have some.
 
     Returns:
         Iterator of (Batch, BatchInfo) with this host's rows (see `host_rows`). It ends only where every entry of the
@@ -80,8 +83,9 @@ def make_loader(
     stage_seed = int(np.random.SeedSequence([seed, zlib.crc32(stage.name.encode())]).generate_state(1)[0])
     account = Quarantine() if quarantine is None else quarantine
     threads = threads or min(_MOST_THREADS, _cores() + 1)  # one is mostly waiting for Python's lock
-    shards = host_shards(stage.data, host, hosts)
-    return Loader(stage.data, processor, stage_seed, shards, account, prefetch, threads, features, one_path)
+    own = host_shards(stage.data, host, hosts) if shards is None else shards
+    together = shards is not None
+    return Loader(stage.data, processor, stage_seed, own, account, prefetch, threads, features, one_path, together)
 
 
 def merge_states(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -131,9 +135,10 @@ class Loader:
         threads: int,
         features: FeatureStore | None = None,
         one_path: bool = False,
+        shards_together: bool = False,
     ) -> None:
         self._data, self._processor, self._seed, self._quarantine = data, processor, seed, quarantine
-        self._features, self._one_path = features, one_path
+        self._features, self._one_path, self._shards_together = features, one_path, shards_together
         self._pictures = RowPictures(data, processor, features)
         self._titles = tuple(entry.title for entry in data.mixture)
         sources = [open_source(entry.source) for entry in data.mixture]
@@ -193,6 +198,11 @@ class Loader:
         self._rejected.clear()
         self._state = self._snapshot()
 
+    @property
+    def finite(self) -> bool:
+        """Whether the data are used up some day."""
+        return all(entry.max_epochs for entry in self._data.mixture)
+
     def close(self) -> None:
         """Stops the threads."""
         self._drain()
@@ -216,9 +226,10 @@ class Loader:
     def _pack(self) -> _Packed | None:
         """Runs on the packing thread: fills the next batch's rows and has its pictures decoded; None at the end."""
         data, processor = self._data, self._processor
-        rounds = data.rows // data.virtual_shards
-        items = [shard.next_row() for _ in range(rounds) for shard in self._shards.values()]
-        if not any(items):
+        rounds, shards = data.rows // data.virtual_shards, list(self._shards.values())
+        turns = [shard for shard in shards for _ in range(rounds)] if self._shards_together else shards * rounds
+        items = [shard.next_row() for shard in turns]
+        if not any(items) and not self._shards_together:
             return None
         if self._one_path:
             check_one_path([item.rendered for row in items for item in row])
@@ -287,15 +298,22 @@ class Loader:
         return Batch(**fields)
 
     def _info(self, packed: _Packed) -> BatchInfo:
-        shards = packed.state["shards"].values()
+        ids = tuple(tuple(item.rendered.id for item in row) for row in packed.items)
+        return self.info_at(packed.state, self._quarantine.counts(), ids)
+
+    def info_at(
+        self, state: Mapping[str, Any], quarantined: Mapping[str, int], example_ids: tuple[tuple[str, ...], ...]
+    ) -> BatchInfo:
+        """A batch's info, with counts at a position, which may be one that `merge_states` joined."""
+        shards = state["shards"].values()
         placed, cut = (np.sum([shard[name] for shard in shards], axis=0) for name in ("placed", "cut"))
         used = np.sum([records_used(shard) for shard in shards], axis=0)
         return BatchInfo(
-            example_ids=tuple(tuple(item.rendered.id for item in row) for row in packed.items),
+            example_ids=example_ids,
             sources=self._titles,
             examples_seen={title: int(n) for title, n in zip(self._titles, placed, strict=True)},
             epochs_seen={t: float(n / size) for t, n, size in zip(self._titles, used, self._sizes, strict=True)},
-            quarantined=dict(self._quarantine.counts()),
+            quarantined=dict(quarantined),
             cut={title: int(n) for title, n in zip(self._titles, cut, strict=True) if n},
         )
 

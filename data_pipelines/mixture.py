@@ -8,8 +8,9 @@ the mix is a periodic interleave, and every second element of a one-to-one mix c
 import dataclasses
 import functools
 import itertools
+import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Literal, Protocol, SupportsIndex
 
 import grain
@@ -248,3 +249,35 @@ def host_rows(data: DataConfig, host: int, hosts: int) -> Int[np.ndarray, " rows
     shards = host_shards(data, host, hosts)
     rounds = np.arange(data.rows // data.virtual_shards) * data.virtual_shards
     return (rounds[:, None] + np.asarray(shards)[None, :]).reshape(-1)
+
+
+def shard_rows(data: DataConfig, shards: Sequence[int]) -> Int[np.ndarray, " rows"]:
+    """Which rows of the global batch these shards give, shard by shard: v, v + V, v + 2V, … of shard v.
+
+    Rows lie on the devices in this order, of all shards: so those of a shard are neighbours, and a host whose devices
+    hold a part of the rows reads a part of the shards, on any number of hosts.
+    """
+    return np.concatenate([np.arange(v, data.rows, data.virtual_shards) for v in shards])
+
+
+def shards_of_places(data: DataConfig, places: Collection[int], hosts: int) -> list[int]:
+    """The virtual shards whose rows lie at these places of the batch on the devices (see `shard_rows`).
+
+    Args:
+        data: of the stage.
+        places: numbers from 0 to B - 1, those that one host's devices hold.
+        hosts: how many hosts there are, for the message.
+
+    Raises:
+        UserError: if they hold only a part of a shard's rows.
+    """
+    rounds, held = data.rows // data.virtual_shards, set(places)
+    shards = sorted({place // rounds for place in held})
+    if len(held) != rounds * len(shards):
+        edges = {place for place in held if place - 1 not in held} | {p + 1 for p in held if p + 1 not in held}
+        raise UserError(
+            f"{hosts} hosts cannot share data.virtual_shards = {data.virtual_shards}: one of them holds {len(held)} of "
+            f"data.rows = {data.rows}, which is no number of whole shards; set data.virtual_shards to a multiple of "
+            f"{data.rows // math.gcd(*edges, data.rows)} that divides data.rows"
+        )
+    return shards
