@@ -1,5 +1,6 @@
 """The TPU compiler at work: optimised HLO and memory of a lowered program, or what stood in the way of its fitting."""
 
+import math
 import re
 import tempfile
 import time
@@ -48,7 +49,7 @@ def compile_lowered(lowered: Any, options: dict[str, Any] | None = None) -> Comp
     """Compiles a program that was lowered for absent TPUs.
 
     The HLO is taken from the compiler's dump: `as_text()` of an executable fails where the compiler is newer than
-    jaxlib's parser. For the same reason nothing is taken from the compilation cache, where there is no dump.
+    jaxlib's parser. The compilation cache is of no use, since it keeps no dumps; nothing is written there.
 
     Args:
         lowered: of `jax.jit(...).lower(...)`.
@@ -58,17 +59,17 @@ def compile_lowered(lowered: Any, options: dict[str, Any] | None = None) -> Comp
         DoesNotFitError: too much HBM.
         UserError: the compiler refuses it, in its own words.
     """
-    start, cached = time.monotonic(), jax.config.values["jax_enable_compilation_cache"]
+    start, least = time.monotonic(), jax.config.values[_LEAST_SECONDS]
     with tempfile.TemporaryDirectory(prefix="vlm-rehearse-") as directory:
         dump = Path(directory)
         flags = {**(options or {}), "xla_dump_to": directory, "xla_dump_hlo_as_text": True}
-        jax.config.update("jax_enable_compilation_cache", False)
+        jax.config.update(_LEAST_SECONDS, math.inf)  # jax heeds other switches of the cache only once in a process
         try:
             executable = lowered.compile(compiler_options=flags)
         except Exception as error:  # of XLA, whose exceptions have no common type
             raise _explained(error, dump, time.monotonic() - start) from None
         finally:
-            jax.config.update("jax_enable_compilation_cache", cached)
+            jax.config.update(_LEAST_SECONDS, least)
         stats = executable.memory_analysis()
         report = _read(dump, "memory-usage-report.txt")
         # The heap as it was laid out; the peak that the executable names leaves the gaps in it out.
@@ -84,6 +85,9 @@ def compile_lowered(lowered: Any, options: dict[str, Any] | None = None) -> Comp
             seconds=time.monotonic() - start,
         )
 
+
+_LEAST_SECONDS = "jax_persistent_cache_min_compile_time_secs"
+"""Programs that compile faster are not kept."""
 
 _UNITS = {"B": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
