@@ -7,13 +7,13 @@ from vlm_jax.parallel.layout import (
     build_layout,
     check_fits,
     parameter_shardings,
-    put_batch,
     replicated,
     row_sharding,
     use_layout,
     without_axes,
 )
 from vlm_jax.parallel.mesh import MeshConfig
+from vlm_jax.parallel.rows import held_places, put_batch, put_same
 
 __all__ = [
     "Layout",
@@ -22,8 +22,10 @@ __all__ = [
     "batch_shardings",
     "build_layout",
     "check_fits",
+    "held_places",
     "parameter_shardings",
     "put_batch",
+    "put_same",
     "replicated",
     "row_sharding",
     "use_layout",

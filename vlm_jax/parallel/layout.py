@@ -152,12 +152,6 @@ PLANES = {
 """Fields of a batch with an entry for each position."""
 
 
-def put_batch(batch: Batch, layout: Layout) -> Batch:
-    """The batch on the devices."""
-    placed: Batch = jax.device_put(batch, batch_shardings(batch, layout))
-    return placed
-
-
 def row_sharding(layout: Layout) -> NamedSharding:
     """Of an array [B, ...], split by rows alone."""
     return layout.sharding("batch")
