@@ -41,7 +41,7 @@ def put_batch(batch: Batch, layout: Layout) -> Batch:
     order = {part: number for number, part in enumerate(held)}
 
     def put(local: np.ndarray, sharding: NamedSharding) -> jax.Array:
-        def shard(index: tuple[slice, ...]) -> np.ndarray:
+        def shard(index: Any) -> np.ndarray:
             start = order[(index[0].start or 0) // each] * each
             return local[(slice(start, start + each), *index[1:])]
 
