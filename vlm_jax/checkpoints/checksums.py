@@ -4,13 +4,15 @@ Orbax restores flipped bytes without an error. A checksum here is a sum of integ
 is the same in any order of summation, on any mesh and any number of hosts, and it is computed where the array lives.
 """
 
+import functools
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, PyTree, Shaped, UInt32
 
 _BITS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
@@ -39,12 +41,20 @@ def checksum(array: Shaped[Array, "..."]) -> UInt32[Array, "2"]:
     return jnp.stack([total(0x9E3779B1), total(0x85EBCA6B)])
 
 
-_checksums = jax.jit(lambda tree: jax.tree.map(checksum, tree))
+@functools.cache
+def _checksums(whole: NamedSharding | None) -> Callable[[PyTree], PyTree]:
+    """The program; of arrays over several processes each gets all sums."""
+    return jax.jit(lambda tree: jax.tree.map(checksum, tree), out_shardings=whole)
 
 
 def tree_checksums(tree: PyTree) -> dict[str, str]:
-    """{leaf's path: "dtype:16 hexadecimal digits"} of every array of a tree."""
-    sums = jax.tree.leaves(jax.device_get(_checksums(tree)))
+    """{leaf's path: "dtype:16 hexadecimal digits"} of every array of a tree.
+
+    Arrays may lie on devices of several processes, which then must all ask.
+    """
+    places = {leaf.sharding for leaf in jax.tree.leaves(tree) if not getattr(leaf, "is_fully_addressable", True)}
+    whole = next((NamedSharding(place.mesh, PartitionSpec()) for place in places), None)
+    sums = jax.tree.leaves(jax.device_get(_checksums(whole)(tree)))
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {
         jax.tree_util.keystr(path, simple=True, separator="/"): f"{leaf.dtype}:{a:08x}{b:08x}"

@@ -7,13 +7,15 @@ from typing import Any
 import orbax.checkpoint as ocp
 from etils import epath
 
+from vlm_jax.parallel.processes import is_first
+
 
 class FilesHandler(ocp.CheckpointHandler):
     """Writes {relative path: bytes} into the item's directory and reads it back."""
 
     def save(self, directory: epath.Path, args: "FilesSave") -> None:
-        """Writes the files; orbax commits them together with the step's other items."""
-        for name, content in args.files.items():
+        """Writes the files, in the first process; orbax commits them together with the step's other items."""
+        for name, content in args.files.items() if is_first() else ():
             path = directory / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)

@@ -18,6 +18,7 @@ from vlm_jax.checkpoints.checksums import damaged_leaves, seal, tree_checksums, 
 from vlm_jax.errors import UserError
 from vlm_jax.models.abstract import Model, boxed_params, initialise
 from vlm_jax.parallel import Layout, use_layout
+from vlm_jax.parallel.processes import is_first, of_first, wait_for_all
 
 
 def abstract_params(model: Model, layout: Layout | None = None) -> dict[str, Any]:
@@ -125,9 +126,12 @@ def keep_masters(directory: epath.Path, frozen: PyTree) -> None:
         directory: WORKDIR/masters/STAGE; if it is there, it is whole and nothing is written.
         frozen: a nested dictionary in the dtype that parameters are kept in.
     """
-    if not directory.exists():
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        _sums_file(directory).write_bytes(seal(tree_checksums(frozen)))
+    if not of_first(directory.exists()):
+        sums = seal(tree_checksums(frozen))
+        if is_first():
+            directory.parent.mkdir(parents=True, exist_ok=True)
+            _sums_file(directory).write_bytes(sums)
+        wait_for_all()
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(directory, frozen)
 

@@ -5,13 +5,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import NamedSharding
 from jaxtyping import Array, Int, PyTree
 
 from vlm_jax.optim import Rule, merge, split
-from vlm_jax.parallel import Layout, replicated
+from vlm_jax.parallel import Layout, put_same, replicated
 from vlm_jax.training.loss_watch import LossWatch
 
 
@@ -56,7 +56,7 @@ def create_state(
     frozen = jax.tree.map(lambda x: x.astype(compute_dtype), frozen)
     shardings = jax.tree.map(lambda x: x.sharding, abstract_optimizer(optimizer, trained, layout))
     return TrainState(
-        step=jax.device_put(jnp.zeros((), jnp.int32), replicated(layout)),
+        step=put_same(np.int32(0), replicated(layout)),
         trained=trained,
         frozen=frozen,
         optimizer=jax.jit(optimizer.init, out_shardings=shardings)(trained),
