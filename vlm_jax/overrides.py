@@ -187,7 +187,7 @@ def _unknown(config: Any, argument: str, name: str, fields: dict[str, object], w
     owner, part = f"{where}{'.'.join(parents)}".rstrip("."), _part_at(plain, parents)
     if whole := _choices(type(config), plain, [*parents, last]):
         hint = f"--{where}{name} takes the name of a config: {', '.join(whole)}"
-    elif owner and (part is None or isinstance(part, dict)):
+    elif owner and (part is None or (isinstance(part, dict) and "type" in part)):
         kind = part["type"] if part else "None"
         others = _choices(type(config), plain, parents) if parents else {}
         having = [other for other, one in others.items() if last in {f.name for f in dataclasses.fields(one)}]

@@ -42,15 +42,16 @@ def score_tokens(
     count = -(-length // chunk)
     pad = ((0, 0), (0, count * chunk - length))
 
+    # Part i takes positions i, i + count, …: where devices share a row's positions, each has its share of every part.
     def split(x: Array) -> Array:
         x = jnp.pad(x, pad + ((0, 0),) * (x.ndim - 2))
-        return x.reshape(x.shape[0], count, chunk, *x.shape[2:]).swapaxes(0, 1)
+        return jnp.moveaxis(x.reshape(x.shape[0], chunk, count, *x.shape[2:]), 2, 0)
 
     def body(_: None, part: tuple[Array, Array]) -> tuple[None, TokenScores]:
         return None, _score(unembed, *part)
 
     _, scores = jax.lax.scan(jax.checkpoint(body, prevent_cse=False), None, (split(hidden), split(targets)))
-    return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(x.shape[1], -1)[:, :length], scores)
+    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 2).reshape(x.shape[1], -1)[:, :length], scores)
 
 
 def _score(unembed: Unembed, hidden: Array, targets: Array) -> TokenScores:

@@ -17,6 +17,8 @@ from vlm_jax.models.insertion import Inserted
 from vlm_jax.models.layers import Precision
 from vlm_jax.models.masks import reference_mask, within_window
 from vlm_jax.models.memory import Memory
+from vlm_jax.models.placement import constrain
+from vlm_jax.models.sight import Kernel, RowSight, row_sights
 from vlm_jax.pictures import Pictures, Tiling
 
 
@@ -111,6 +113,11 @@ class VLM(nn.Module):
     config: VLMConfig
     unrolled: bool = False
     """The decoder's: what it is for is written there."""
+    kernel: Kernel = "xla"
+    """Of self-attention over packed rows; "splash" is for rows without branches and blocks. Attention over a cache has
+    one way only."""
+    interpret: bool = False
+    """Pallas kernels are run by jax's interpreter, where there is no TPU; for tests."""
 
     def setup(self) -> None:
         c = self.config
@@ -165,7 +172,8 @@ class VLM(nn.Module):
             if slots % together:
                 raise ValueError(f"VLM: rows have {slots} image slots, but pictures take {together} each")
             tiles = None if batch.tile_index is None else batch.tile_index.reshape(-1, 3)
-            encoded = self.encode(batch.images.reshape(rows * slots, *batch.images.shape[2:]), tiles)
+            images = batch.images.reshape(rows * slots, *batch.images.shape[2:])
+            encoded = self.encode(constrain(images, ("pictures", None, None, None)), tiles)
             features = encoded.reshape(rows, slots, *encoded.shape[1:])
         if features is None:
             return x, None
@@ -173,19 +181,18 @@ class VLM(nn.Module):
         instructions = batch.instructions
         if instructions is not None:
             instructions = instructions.reshape(rows * slots, -1)
-        flat = features.reshape(rows * slots, *features.shape[2:])
+        flat = constrain(features.reshape(rows * slots, *features.shape[2:]), ("pictures", "patches", "act_embed"))
         memory = None
         if self.config.memory_tokens:
-            tokens = self.adapter.remember(flat, instructions)
-            memory = Memory(self.adapter.sight(batch), tokens.reshape(rows, -1, tokens.shape[-1]))
+            memory = Memory(self.adapter.sight(batch), _of_rows(self.adapter.remember(flat, instructions), rows))
         if not self.config.prompt_tokens:
             return x, memory
-        visual = self.adapter(flat, instructions)
-        visual = visual.reshape(rows, -1, visual.shape[-1])
+        visual = _of_rows(self.adapter(flat, instructions), rows)
         index = batch.visual_index
         assert index is not None, "a batch with pictures has a visual_index"
         gathered = jnp.take_along_axis(visual, jnp.maximum(index, 0)[:, :, None], axis=1)
-        return jnp.where((index >= 0)[:, :, None], gathered.astype(x.dtype), x), memory
+        x = jnp.where((index >= 0)[:, :, None], gathered.astype(x.dtype), x)
+        return constrain(x, ("batch", "length", "act_embed")), memory
 
     def _inserted(self, memory: Memory | None) -> Inserted | None:
         return self.adapter.inserted(memory) if self.config.memory_tokens else None
@@ -281,9 +288,15 @@ class VLM(nn.Module):
         assert filled is not None
         return hidden, dataclasses.replace(filled, memory=cache.memory)
 
-    def _masks(self, batch: Batch) -> tuple[Bool[Array, "B S S"], ...]:
-        return tuple(reference_mask(batch, block.window) for block in self.config.decoder.pattern)
+    def _masks(self, batch: Batch) -> tuple[RowSight, ...]:
+        windows = [block.window for block in self.config.decoder.pattern]
+        return row_sights(batch, windows, self.kernel, interpret=self.interpret)
 
     @staticmethod
     def _windowed(sees: Array, positions: Array, cache: KeyValueCache, window: int) -> Array:
         return sees & within_window(positions, cache.positions, window) if window else sees
+
+
+def _of_rows(tokens: Float[Array, "N T W"], rows: int) -> Float[Array, "B T W"]:
+    """Tokens of image slots as those of rows, each row's whole where any of its positions is."""
+    return constrain(tokens.reshape(rows, -1, tokens.shape[-1]), ("batch", "key_length", "act_embed"))

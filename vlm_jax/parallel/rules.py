@@ -13,13 +13,18 @@ Rules = tuple[tuple[str, tuple[str, ...]], ...]
 """(logical axis, mesh axes that its dimension is split over); () = whole on every device."""
 
 TABLE: Rules = (
-    # activations of the decoder and of what stands between it and the encoder
+    # activations of the decoder
     ("batch", ("data", "fsdp")),
     ("length", ("sequence",)),
-    ("patches", ()),
+    ("key_length", ()),
     ("act_embed", ()),
     ("act_heads", ("tensor",)),
     ("act_mlp", ("tensor",)),
+    # of the image encoder and of adapters
+    ("pictures", ("data", "fsdp", "sequence", "tensor")),
+    ("patches", ()),
+    ("act_vision_heads", ()),
+    ("act_vision_mlp", ()),
     # parameters
     ("layers", ()),
     ("vocab", ("tensor",)),
@@ -29,11 +34,30 @@ TABLE: Rules = (
     ("head_size", ()),
     ("mlp", ("tensor",)),
     ("norm", ()),
+    ("vision_embed", ("fsdp",)),
+    ("vision_heads", ()),
+    ("vision_mlp", ()),
     ("features", ()),
     ("conv_in", ()),
     ("conv_out", ()),
 )
-"""Axes that begin with act_ are those of activations, as are batch, length and patches; the others of parameters."""
+"""What is not overridden. Image slots are shared by all devices, each of which has the encoder's weights gathered for
+its own; the decoder's rows are shared by data and fsdp, and a row's positions and heads by the others."""
+
+ACTIVATIONS = (
+    ("batch", "length", "act_embed"),
+    ("batch", "length", "act_mlp"),
+    ("batch", "length", "act_heads", "head_size"),
+    ("batch", "key_length", "act_embed"),
+    ("batch", "key_length", "act_heads", "head_size"),
+    ("batch", "length", "key_length"),
+    ("pictures", "patches", "act_embed"),
+    ("pictures", "patches", "act_vision_mlp"),
+    ("pictures", "patches", "act_vision_heads", "head_size"),
+    ("pictures", None, "patches", "act_embed"),
+    ("pictures", None, None, None),
+)
+"""Axes that stand together in one activation, so that rules for them are checked before a model is built."""
 
 
 def resolve_rules(overrides: Mapping[str, Sequence[str]]) -> Rules:
@@ -43,7 +67,7 @@ def resolve_rules(overrides: Mapping[str, Sequence[str]]) -> Rules:
         overrides: logical axis -> mesh axes, in place of the table's own line.
 
     Raises:
-        UserError: if one names an axis that there is not, or a mesh axis twice.
+        UserError: if one names an axis that there is not, or one array's dimensions would share a mesh axis.
     """
     known = dict(TABLE)
     for name, axes in overrides.items():
@@ -55,7 +79,10 @@ def resolve_rules(overrides: Mapping[str, Sequence[str]]) -> Rules:
         if len(set(axes)) < len(axes):
             raise UserError(f"mesh.rules: {name} names a mesh axis twice ({', '.join(axes)}); name each once")
         known[name] = tuple(axes)
-    return tuple(known.items())
+    rules = tuple(known.items())
+    for together in ACTIVATIONS:
+        mesh_axes(rules, together)
+    return rules
 
 
 def mesh_axes(rules: Rules, axes: Sequence[str | None]) -> PartitionSpec:
