@@ -1,27 +1,42 @@
 #!/usr/bin/env bash
-# Runs one command on a Cloud TPU VM or slice, and again after a preemption. Everything is named by flags.
+# Runs one command on a Cloud TPU VM, pod slice or several slices, and again after a preemption. Everything is named by flags.
 set -euo pipefail
 
 usage() {
   cat << 'END'
 usage: ./launch_tpu.sh --name NAME --project PROJECT --zone ZONE --accelerator TYPE [options] -- COMMAND ...
+       ./launch_tpu.sh --stop | --fetch | --down  --name NAME --project PROJECT --zone ZONE [--slices N]
 
-Makes a TPU VM (or slice) in your project unless one of that name is there, copies the last commit of this repository
-to every host, installs it with the tpu extra, and runs COMMAND on every host. If COMMAND ends with 75 (saved and asked to be
-restarted), or the TPU is taken away, it is started again, on a new TPU if need be. Keep the workdir in gs://, or it
-goes with the machine. The gcloud command must be installed and logged in.
+Makes a TPU in your project, or takes the one of that name; installs the last commit of this repository and its locked
+environment on every worker; runs COMMAND on all of them; shows the log of worker 0. COMMAND runs detached: a broken
+connection does not touch it, and the same command line watches it again. If it ends with 75 (saved and asked to be
+restarted), or the TPU is taken away, it is started again, on a new TPU if need be. If it fails on one worker, it is
+stopped on the others, and the logs of all come to runs/NAME/logs. At the end report.html, metrics.jsonl and eval.json of
+its --workdir come to runs/NAME. Keep the workdir in gs://, or it goes with the machine. gcloud must be installed and
+logged in. A TPU costs money until it is deleted.
 
-  --name NAME            of the TPU
+  --name NAME            of the TPU; with several slices they are NAME-0, NAME-1, ...
   --project PROJECT      your Google Cloud project
   --zone ZONE            such as us-central2-b
-  --accelerator TYPE     such as v4-8, v5litepod-8, v6e-8
-  --version VERSION      runtime image (tpu-ubuntu2204-base)
-  --spot                 preemptible capacity: cheaper, may be taken away
+  --accelerator TYPE     such as v4-8, v5litepod-16, v5p-128, v6e-256
+  --slices N             so many slices of that type, joined by the data-centre network (1); asks by a queued resource
+  --version VERSION      runtime image (the one for JAX on that type)
   --queued               ask by a queued resource and wait for it
+  --spot                 spot capacity: cheaper, may be taken away at any time
+  --reserved             from your reservation
+  --best-effort          best-effort capacity (queued; needs the alpha commands of gcloud)
+  --create-flag FLAG     handed on when the TPU is made, such as --network=mine or --valid-until-duration=6h; repeatable
+  --connect-flag FLAG    handed on to ssh and scp of gcloud, such as --internal-ip; repeatable
   --max-restarts N       give up after so many restarts (100)
-  --delete               delete the TPU when COMMAND has ended, whatever its exit code
+  --delete               delete the TPU when COMMAND has ended, whatever its exit code; asks now, not then
+  --yes                  do not ask before deleting
   --dry-run              print the commands and run none
+  --stop                 end the running COMMAND with SIGTERM (it saves) and keep the TPU
+  --fetch                fetch the reports now; of the running COMMAND, or of the one given after --
+  --down                 delete the TPU, or the queued resource with all its slices
   --help                 this text
+
+Exit codes: those of COMMAND; 2 also for wrong input; 1 if the TPU was refused; 130 after Ctrl-C, which ends the watching only.
 
   ./launch_tpu.sh --name first --project my-project --zone us-central2-b --accelerator v4-8 --spot --delete -- \
     vlm train experiments/quickstart.py --workdir gs://my-bucket/quickstart
@@ -29,134 +44,158 @@ END
 }
 
 wrong() { printf 'launch_tpu.sh: %s; --help explains\n' "$*" >&2; exit 2; }
-say() { printf '== %s\n' "$*" >&2; }
+say() { printf '%s %s\n' "$($dry_run && echo '== (dry run)' || echo '==')" "$*" >&2; }
 
-name= project= zone= accelerator= version=tpu-ubuntu2204-base
-spot=false queued=false delete=false dry_run=false max_restarts=100
+name='' project='' zone='' accelerator='' version='' slices=1 max_restarts=100
+queued=false delete=false yes=false dry_run=false mode=run
+tier=() create_flags=() connect_flags=()
 
-while (($#)); do
-  case $1 in
-    --name | --project | --zone | --accelerator | --version | --max-restarts)
-      (($# > 1)) || wrong "$1 needs a value"
-      variable=${1#--}
-      printf -v "${variable//-/_}" '%s' "$2"
-      shift 2
-      ;;
-    --spot) spot=true; shift ;;
-    --queued) queued=true; shift ;;
-    --delete) delete=true; shift ;;
-    --dry-run) dry_run=true; shift ;;
-    --help | -h) usage; exit 0 ;;
-    --) shift; break ;;
-    *) wrong "unknown argument $1" ;;
-  esac
-done
-for variable in name project zone accelerator; do
-  [[ -n ${!variable} ]] || wrong "--$variable is missing"
-done
-[[ $max_restarts =~ ^[0-9]+$ ]] || wrong "--max-restarts is $max_restarts, not a number"
-(($#)) || wrong "no command after --"
-$dry_run || command -v gcloud > /dev/null || wrong "there is no gcloud command here"
+parse() {
+  while (($#)); do
+    case $1 in
+      --name | --project | --zone | --accelerator | --version | --slices | --max-restarts | --create-flag | --connect-flag)
+        (($# > 1)) || wrong "$1 needs a value"
+        local variable=${1#--}
+        case $1 in
+          --create-flag) create_flags+=("$2") ;;
+          --connect-flag) connect_flags+=("$2") ;;
+          *) printf -v "${variable//-/_}" '%s' "$2" ;;
+        esac
+        shift 2
+        ;;
+      --spot | --reserved | --best-effort) tier+=("$1"); shift ;;
+      --queued) queued=true; shift ;;
+      --delete) delete=true; shift ;;
+      --yes) yes=true; shift ;;
+      --dry-run) dry_run=true; shift ;;
+      --stop | --fetch | --down)
+        [[ $mode == run ]] || wrong "--$mode and $1 are two things"
+        mode=${1#--}
+        shift
+        ;;
+      --help | -h) usage; exit 0 ;;
+      --) shift; break ;;
+      *) wrong "unknown argument $1" ;;
+    esac
+  done
+  command=("$@")
+}
 
+check() {
+  local variable needed=(name project zone)
+  if [[ $mode == run ]]; then needed+=(accelerator); fi
+  for variable in "${needed[@]}"; do
+    [[ -n ${!variable} ]] || wrong "--$variable is missing"
+  done
+  [[ $max_restarts =~ ^[0-9]+$ ]] || wrong "--max-restarts is $max_restarts, not a number"
+  [[ $slices =~ ^[1-9][0-9]*$ ]] || wrong "--slices is $slices, not a number from 1"
+  ((${#tier[@]} < 2)) || wrong "${tier[*]} exclude each other"
+  [[ $mode != run ]] || ((${#command[@]})) || wrong "no command after --"
+  $dry_run || type -P gcloud > /dev/null || wrong "there is no gcloud command here"
+  type -P git > /dev/null || wrong "there is no git command here"
+  if ((slices > 1)) || [[ ${tier[*]-} == --best-effort ]]; then queued=true; fi
+  if [[ -z $version ]]; then
+    case $accelerator in
+      v5litepod-* | v5e-*) version=v2-alpha-tpuv5-lite ;;
+      v5p-*) version=v2-alpha-tpuv5 ;;
+      v6e-*) version=v2-alpha-tpuv6e ;;
+      *) version=tpu-ubuntu2204-base ;;
+    esac
+  fi
+}
+
+((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] >= 404)) || wrong "this is bash $BASH_VERSION; 4.4 or newer is needed"
+again=("$0" "$@")
+parse "$@"
+check
 cd "$(dirname "$0")"
-where=(--project "$project" --zone "$zone")
-tpus=(gcloud compute tpus tpu-vm)
-queue=(gcloud compute tpus queued-resources)
-printf -v quoted '%q ' "$@"
+here="zone $zone of project $project"
+nodes=("$name")
+if ((slices > 1)); then
+  nodes=()
+  for ((slice = 0; slice < slices; slice++)); do nodes+=("$name-$slice"); done
+fi
+scratch=$(mktemp -d)
+exec 3>&1 # commands of --dry-run, wherever they are called from
 
-# Prints a command under --dry-run, runs it otherwise.
+# shellcheck source=tools/tpu_cloud.sh
+source tools/tpu_cloud.sh
+# shellcheck source=tools/tpu_run.sh
+source tools/tpu_run.sh
+
+made=false
+
+# What is left, and how to get at it: a TPU must never be forgotten because a script ended.
+leave() {
+  local code=$1 same=(--name "$name" --project "$project" --zone "$zone")
+  trap - EXIT
+  trap '' INT # a second Ctrl-C must not hide the text
+  forget_jobs
+  if ((slices > 1)); then same+=(--slices "$slices"); fi
+  if $made && ! $dry_run && ((code == 129 || code == 130 || code == 143)); then
+    say "stopped watching. Still there, and billed: $(what), in $here. A command that was started goes on there."
+    say "watch it again: $(quote "${again[@]}")"
+    say "end it, keep the TPU: $(quote "$0" --stop "${same[@]}")"
+    say "delete the TPU: $(quote "$0" --down "${same[@]}")"
+    trap - INT
+    if ((code == 130)) && $delete && ! $yes && ask "Delete it now?"; then remove; fi
+  elif $made && $delete; then
+    remove || true
+  elif $made && ! $dry_run; then
+    say "still there, and billed: $(what), in $here; delete it with $(quote "$0" --down "${same[@]}")"
+  fi
+  rm -rf "$scratch"
+  exit "$code"
+}
+
 run() {
-  if $dry_run; then
-    printf '%q ' "$@"
-    printf '\n'
-  else
-    "$@"
+  local attempt restarts=0 code
+  if $delete; then
+    say "at the end this deletes $(what), in $here, with all that is on its disks"
+    if ! ask "Agreed?"; then wrong "nothing was made: --delete was not agreed to"; fi
   fi
-}
-
-on_every_host() { run "${tpus[@]}" ssh "$name" "${where[@]}" --worker=all --command="$1"; }
-
-state() {
-  if $dry_run; then echo "ABSENT"; else
-    "${tpus[@]}" describe "$name" "${where[@]}" --format='value(state)' 2> /dev/null || echo "ABSENT"
-  fi
-}
-
-create() {
-  local flags=()
-  if $spot; then flags+=(--spot); fi
-  if ! $queued; then
-    run "${tpus[@]}" create "$name" "${where[@]}" --accelerator-type="$accelerator" --version="$version" "${flags[@]}"
-    return
-  fi
-  run "${queue[@]}" create "$name" --node-id="$name" "${where[@]}" --accelerator-type="$accelerator" \
-    --runtime-version="$version" "${flags[@]}"
-  $dry_run || until [[ $(state) == READY ]]; do
-    case $("${queue[@]}" describe "$name" "${where[@]}" --format='value(state.state)') in
-      FAILED | SUSPENDED) say "the queued resource $name was refused"; exit 1 ;;
-    esac
-    sleep 30
+  case $(workdir "${command[@]}") in
+    gs://* | '') ;;
+    *) say "the workdir is on the disk of worker 0 and goes with that machine; one in gs:// outlives it" ;;
+  esac
+  while true; do
+    code=75
+    if ensure; then
+      attempt=''
+      find_attempt
+      if [[ -n $attempt ]]; then
+        say "the command is running there already: watching it"
+      elif install; then
+        attempt=$(new_attempt)
+      fi
+      if [[ -n $attempt ]]; then
+        code=0
+        follow_attempt "$attempt" || code=$?
+      fi
+    elif ((restarts == 0)); then
+      code=1
+    else
+      sleep 60 # capacity that was just taken away seldom comes back at once
+    fi
+    if ((code != 75)); then break; fi
+    ((++restarts <= max_restarts)) || { say "still not done after $max_restarts restarts"; break; }
+    say "saved or taken away: restart $restarts"
+    sleep 10
   done
+  if $made; then fetch "${command[@]}" || true; fi
+  return "$code"
 }
 
-remove() {
-  if $queued; then
-    run "${queue[@]}" delete "$name" "${where[@]}" --force --quiet || true
-  else
-    run "${tpus[@]}" delete "$name" "${where[@]}" --quiet || true
-  fi
-}
-
-install() {
-  local archive
-  archive=$(mktemp -d)/vlm-jax.tar.gz
-  run git archive --format=tar.gz --output="$archive" HEAD
-  run "${tpus[@]}" scp "$archive" "$name:vlm-jax.tar.gz" "${where[@]}" --worker=all
-  rm -rf "$(dirname "$archive")"
-  on_every_host 'set -e; mkdir -p vlm-jax; tar -xzf vlm-jax.tar.gz -C vlm-jax; cd vlm-jax
-python3 -c "import sys; sys.exit(sys.version_info < (3, 11))" && python=python3 || python=python3.11
-command -v $python > /dev/null || sudo apt-get install -y python3.11
-$python -c "import ensurepip" 2> /dev/null || sudo apt-get install -y $python-venv
-$python -m venv .venv
-.venv/bin/pip install --quiet --constraint requirements/base.lock --editable ".[tpu]"'
-}
-
-# Where the connection broke, the command may still be running: the lock lets the next attempt wait for its end.
-attempt() {
-  local remote="cd vlm-jax; PATH=\$PWD/.venv/bin:\$PATH flock .lock $quoted; echo \"exit code on \$HOSTNAME: \$?\""
-  if $dry_run; then on_every_host "$remote"; return; fi
-  local output code result=75
-  output=$(mktemp)
-  on_every_host "$remote" 2>&1 | tee "$output" >&2 || true
-  # No code at all: the connection broke. One 75: restart. One fault: stop with it.
-  for code in $(sed -n 's/^.*exit code on [^:]*: \([0-9]*\).*$/\1/p' "$output" | sort -n -u); do
-    case $code in
-      0) result=0 ;;
-      75) result=75 ;;
-      *) result=$code; break ;;
-    esac
-  done
-  rm -f "$output"
-  return "$result"
-}
-
-if $delete; then trap remove EXIT; fi
-restarts=0
-fresh=true
-while true; do
-  now=$(state)
-  if [[ $now != READY ]]; then
-    if [[ $now != ABSENT ]]; then say "$name is $now: making a new one"; remove; fi
-    create
-    fresh=true
-  fi
-  if $fresh; then install; fi
-  code=0
-  attempt || code=$?
-  if ((code != 75)); then break; fi
-  ((++restarts <= max_restarts)) || { say "still not done after $max_restarts restarts"; break; }
-  say "saved or taken away: restart $restarts"
-  fresh=false
-  sleep 10
-done
-exit "$code"
+trap 'leave $?' EXIT
+trap 'exit 129' HUP
+trap 'exit 130' INT
+trap 'exit 143' TERM
+case $mode in
+  run) run ;;
+  stop)
+    say "ending the command on ${nodes[*]}: it may take minutes to save"
+    each halt 600 || { say "could not reach every worker: $(last_line "$scratch"/halt.*)"; exit 1; }
+    ;;
+  fetch) fetch "${command[@]}" ;;
+  down) down ;;
+esac

@@ -1,0 +1,292 @@
+# shellcheck shell=bash
+# Part of launch_tpu.sh: installs on every worker, runs the command there, watches it, brings back what it wrote.
+# shellcheck disable=SC2154 # the variables are those of launch_tpu.sh
+
+jobs=()
+
+# Runs a function in a process group of its own, which Ctrl-C does not reach: forget_jobs ends it with its gcloud.
+background() {
+  set -m
+  "$@" &
+  set +m
+  jobs+=($!)
+}
+
+forget_jobs() {
+  local job
+  for job in "${jobs[@]}"; do kill -TERM -- "-$job" 2> /dev/null || true; done
+  jobs=()
+}
+
+# each FUNCTION ARGUMENTS: the function for every slice at once, with the slice's number as its last argument. Output goes
+# to FUNCTION.SLICE in the scratch directory. Fails if one of them failed.
+each() {
+  local slice job failed=0 started=()
+  for slice in "${!nodes[@]}"; do
+    if $dry_run; then
+      "$@" "$slice"
+      continue
+    fi
+    background "$@" "$slice" > "$scratch/$1.$slice" 2> "$scratch/$1.$slice.errors"
+    started+=($!)
+  done
+  for job in "${started[@]}"; do wait "$job" || failed=1; done
+  jobs=()
+  return "$failed"
+}
+
+# remote SLICE WORKER ACTION ...: tools/tpu_worker.sh on a worker, or on all. A dead connection is noticed in two minutes.
+remote() {
+  vm ssh "${nodes[$1]}" --worker="$2" --quiet "${connect_flags[@]}" --ssh-flag=-oServerAliveInterval=30 \
+    --ssh-flag=-oServerAliveCountMax=4 --command="bash tpu_worker.sh $(quote "${@:3}")"
+}
+
+# copy WORKER FROM ... TO
+copy() {
+  cloud compute tpus tpu-vm scp "${@:2}" --project "$project" --zone "$zone" --worker="$1" --quiet "${connect_flags[@]}"
+}
+
+copy_here() { copy "$2" "${nodes[$1]}:$3" "$4"; }
+report() { remote "$1" all status; }
+probe() { remote "$2" all installed "$1"; }
+halt() { remote "$2" all stop "$1"; }
+
+put() {
+  copy all "$scratch/vlm-jax.tar.gz" tools/tpu_worker.sh "${nodes[$2]}:" && remote "$2" all install "$1"
+}
+
+# The commit and its worker script name what is installed; a worker that has it already is left alone.
+install() {
+  local stamp slice archive
+  stamp=$(git rev-parse --short HEAD)-$(git hash-object tools/tpu_worker.sh | cut -c 1-8)
+  if each probe "$stamp" && ! $dry_run; then return; fi
+  if [[ -n $(git status --porcelain --untracked-files=no) ]]; then
+    say "there are changes here that are not committed: they do not go along"
+  fi
+  say "installing commit ${stamp%-*} on every worker of ${nodes[*]}: some minutes the first time"
+  archive=(git archive --format=tar.gz --output="$scratch/vlm-jax.tar.gz" HEAD)
+  if $dry_run; then quote "${archive[@]}" >&3; else "${archive[@]}"; fi
+  if each put "$stamp"; then return; fi
+  for slice in "${!nodes[@]}"; do
+    grep '^worker ' "$scratch/put.$slice" | sed "s/^/${nodes[slice]} /" >&2 || true
+  done
+  if grep -q '^worker ' "$scratch"/put.*; then exit 1; fi
+  say "could not reach every worker: $(last_line "$scratch"/put.*)"
+  return 1
+}
+
+command_key() { quote "${command[@]}" | git hash-object --stdin | cut -c 1-12; }
+new_attempt() { echo "$(command_key)-$(date +%s)"; }
+
+# Sets attempt to what runs on the workers, if anything does; another command there is the user's to decide about.
+find_attempt() {
+  local line
+  if ! each report || $dry_run; then return; fi
+  line=$(grep -h -m 1 '^worker [0-9]* running ' "$scratch"/report.* | head -n 1) || return 0
+  read -r _ _ _ attempt line <<< "$line"
+  if [[ ${attempt%-*} != "$(command_key)" ]]; then
+    # shellcheck disable=SC2034
+    made=false # nor is it this call's to delete
+    wrong "another command is running on $name: $line; wait for it, or end it with --stop"
+  fi
+}
+
+# Several slices find each other through libtpu's variables: worker 0 of the first slice coordinates.
+begin() {
+  local attempt=$1 slice=$2 environment=()
+  if ((slices > 1)); then
+    environment=(env "MEGASCALE_COORDINATOR_ADDRESS=$coordinator" "MEGASCALE_NUM_SLICES=$slices" "MEGASCALE_SLICE_ID=$slice")
+  fi
+  remote "$slice" all start "$attempt" "${environment[@]}" "${command[@]}"
+}
+
+# Shows worker 0's log line by line. gcloud repeats a command whose connection broke, so lines are numbered and none is
+# shown twice.
+show_log() {
+  local attempt=$1 seen=0 from line number
+  while true; do
+    from=$seen
+    while IFS= read -r line; do
+      if [[ $line == end: ]]; then return; fi
+      number=${line%%:*}
+      if [[ $number =~ ^[0-9]+$ ]] && ((from + number > seen)); then
+        ((seen = from + number))
+        printf '%s\n' "${line#*:}"
+      fi
+    done < <(remote 0 0 stream "$attempt" "$((seen + 1))" 2> /dev/null)
+    if $dry_run; then return; fi
+    sleep 5
+  done
+}
+
+# Writes "SLICE WORKER CODE" into $scratch/codes as workers end; "SLICE - gone" when the machines are no longer there.
+watch_slice() {
+  local attempt=$1 slice=$2 word worker code state
+  while true; do
+    while read -r word worker code; do
+      if [[ $word == worker ]]; then echo "$slice $worker $code" >> "$scratch/codes"; fi
+    done < <(remote "$slice" all wait "$attempt" 2> "$scratch/watch.$slice")
+    if $dry_run || (($(grep "^$slice " "$scratch/codes" | sort -u -k 2,2 | wc -l) >= hosts[slice])); then return; fi
+    state=$(describe vm "${nodes[slice]}" state)
+    case $state in
+      ABSENT | PREEMPTED | TERMINATED | STOPP* | DELETING | HID*)
+        say "${nodes[slice]} is $state"
+        echo "$slice - gone" >> "$scratch/codes"
+        return
+        ;;
+    esac
+    say "the connection to ${nodes[slice]} is broken ($(reason "$scratch/watch.$slice")); the command goes on; trying again"
+    sleep 10
+  done
+}
+
+# Sets ended (so many workers have), result (0; 75 if one asks for a restart or was lost; else the first fault's code),
+# gone, and culprit ("SLICE WORKER" of the first fault).
+read_codes() {
+  local slice worker code seen=' '
+  ended=0 result=0 gone=false culprit=''
+  while read -r slice worker code; do
+    if [[ $seen == *" $slice.$worker "* ]]; then continue; fi
+    seen+="$slice.$worker "
+    ((++ended))
+    case $code in
+      0) ;;
+      gone) gone=true ;&
+      75 | lost) if ((result == 0)); then result=75; fi ;;
+      *) if [[ -z $culprit ]]; then result=$code culprit="$slice $worker"; fi ;;
+    esac
+  done < "$scratch/codes"
+}
+
+# One attempt, from start to end on all workers; returns its exit code.
+follow_attempt() {
+  local attempt=$1 slice workers=0 coordinator='' log hosts=() found ended result gone culprit
+  for slice in "${!nodes[@]}"; do
+    read -r -a found <<< "$(addresses "${nodes[slice]}")"
+    coordinator=${coordinator:-${found[0]}}
+    hosts+=("${#found[@]}")
+    ((workers += ${#found[@]}))
+  done
+  : > "$scratch/codes"
+  say "running on $workers workers of ${nodes[*]}: ${command[*]}"
+  if ! each begin "$attempt"; then
+    say "could not start everywhere: $(last_line "$scratch"/begin.*)"
+    each halt 60 || true
+    return 75
+  fi
+  if $dry_run; then
+    each watch_slice "$attempt"
+    show_log "$attempt"
+    return 0
+  fi
+  for slice in "${!nodes[@]}"; do background watch_slice "$attempt" "$slice"; done
+  background show_log "$attempt"
+  log=$!
+  await_end
+  await_log "$log"
+  forget_jobs
+  if [[ -n $culprit ]]; then show_fault "$attempt"; fi
+  return "$result"
+}
+
+# Until every worker has ended. What is left of a broken run is told to end: at once after a fault, and after ten minutes
+# where others asked for a restart, since all save together.
+await_end() {
+  local since='' told=false patience
+  while true; do
+    sleep 1
+    read_codes
+    if ((ended >= workers)) || $gone; then return; fi
+    if ((result == 0)); then continue; fi
+    since=${since:-$SECONDS}
+    patience=600
+    if [[ -n $culprit ]]; then patience=0; fi
+    if ! $told && ((SECONDS - since >= patience)); then
+      told=true
+      say "ending the command on the other workers"
+      each_quietly halt 60
+    fi
+    if ((SECONDS - since > patience + 180)); then
+      say "some workers did not answer"
+      return
+    fi
+  done
+}
+
+# Without waiting, and without forgetting the jobs that watch.
+each_quietly() {
+  local slice
+  for slice in "${!nodes[@]}"; do background "$@" "$slice" > /dev/null 2>&1; done
+}
+
+# Worker 0's log may still be on its way.
+await_log() {
+  local tries
+  if $gone; then return; fi
+  for ((tries = 0; tries < 10; tries++)); do
+    kill -0 "$1" 2> /dev/null || return 0
+    sleep 1
+  done
+}
+
+show_fault() {
+  local attempt=$1 slice worker batch=()
+  say "worker ${culprit#* } of ${nodes[${culprit% *}]} failed with $result; fetching all logs to runs/$name/logs"
+  mkdir -p "runs/$name/logs"
+  for slice in "${!nodes[@]}"; do
+    for ((worker = 0; worker < hosts[slice]; worker++)); do
+      background copy_here "$slice" "$worker" "vlm-jax-run/$attempt.log" \
+        "runs/$name/logs/slice-$slice-worker-$worker.log" > /dev/null 2>&1
+      batch+=($!)
+      if ((${#batch[@]} == 8)); then
+        wait "${batch[@]}" || true
+        batch=()
+      fi
+    done
+  done
+  wait "${batch[@]}" || true
+  jobs=()
+  if [[ $culprit != "0 0" ]]; then
+    tail -n 20 "runs/$name/logs/slice-${culprit% *}-worker-${culprit#* }.log" | sed 's/^/   /' >&2 || true
+  fi
+}
+
+# The value of --workdir among the words of a command.
+workdir() {
+  while (($#)); do
+    case $1 in
+      --workdir) echo "${2-}"; return ;;
+      --workdir=*) echo "${1#*=}"; return ;;
+    esac
+    shift
+  done
+}
+
+# Reports of a command's workdir, or of what the workers run, into runs/NAME.
+fetch() {
+  local from file got=0
+  if (($#)); then
+    from=$(workdir "$@")
+  else
+    from=$(remote 0 0 workdir 2> "$scratch/fetch") || true
+  fi
+  if [[ -z $from ]]; then
+    say "no --workdir is known, so there are no reports to fetch"
+    return 1
+  fi
+  $dry_run || mkdir -p "runs/$name"
+  if [[ $from == gs://* ]]; then
+    for file in report.html metrics.jsonl eval.json config.json; do
+      if cloud storage cp "${from%/}/$file" "runs/$name/" --project "$project" > /dev/null 2> "$scratch/fetch"; then got=1; fi
+    done
+  elif remote 0 0 reports "$from" > "$scratch/fetch" 2>&1 &&
+    copy_here 0 0 vlm-jax-run/reports.tar.gz "$scratch/reports.tar.gz" > "$scratch/fetch" 2>&1; then
+    $dry_run || tar -xzf "$scratch/reports.tar.gz" -C "runs/$name"
+    got=1
+  fi
+  if ((got == 0)); then
+    say "no reports fetched from $from: $(reason "$scratch/fetch")"
+    return 1
+  fi
+  say "reports of $from are in runs/$name"
+}
