@@ -19,7 +19,7 @@ from vlm_jax.models.layers import Activation, GatedMLP, Precision, Projection, R
 from vlm_jax.models.placement import constrain
 from vlm_jax.models.rematerialisation import RematPolicy, named, remat
 from vlm_jax.models.rope import RopeScaling, Turns, rope_turns, rotary
-from vlm_jax.models.sight import RowSight
+from vlm_jax.models.sight import RowSight, needs_whole_keys
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,7 +157,7 @@ class SelfAttention(nn.Module):
             keys = RMSNorm(precision, c.norm_epsilon, c.norm_offset, name="key_norm")(keys)
         queries, keys = named("query", rotary(queries, turns)), named("key", rotary(keys, turns))
         values = named("value", values)
-        if cache is None:  # every query's device needs the keys and values of the whole row
+        if cache is None and needs_whole_keys(mask):  # each query's device needs keys and values of the whole row
             gathered = ("batch", "key_length", "act_heads", "head_size")
             keys, values = constrain(keys, gathered), constrain(values, gathered)
         options: Any = {"scale": c.query_scale or None, "softcap": c.attention_softcap}

@@ -5,12 +5,11 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import flax.linen as nn
 import jax
 from jax.sharding import AbstractMesh, PartitionSpec
 from jaxtyping import Array
 
-_QUERIES = ("batch", "length", "act_heads", "head_size")
+from vlm_jax.models.placement import axes_sharing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,17 +52,15 @@ class Split:
 def find_split(shape: tuple[int, ...]) -> Split:
     """How queries of this shape are split by the mesh and the logical axis rules in force.
 
-    Axes that rows or heads do not divide among are left out: those devices do the same work (`init` runs on one row).
+    Rows and heads that do not divide are left whole on more devices, which then do the same work (`init` runs on one
+    row); positions are padded.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return Split(None)
-    spec = nn.logical_to_mesh_axes(_QUERIES) or (None,) * len(_QUERIES)
 
-    def axes(place: int, *, pads: bool = False) -> tuple[str, ...]:
-        names = spec[place]
-        names = (names,) if isinstance(names, str) else tuple(names or ())
-        devices = math.prod(mesh.shape[name] for name in names)
-        return names if devices > 1 and (pads or shape[place] % devices == 0) else ()
+    def axes(size: int, name: str) -> tuple[str, ...]:
+        return tuple(axis for axis in axes_sharing(size, name) if mesh.shape[axis] > 1)
 
-    return Split(mesh, axes(0), axes(1, pads=True), axes(2))
+    every = math.prod(mesh.shape.values())  # divides among any of them, as a padded length will
+    return Split(mesh, axes(shape[0], "batch"), axes(every, "length"), axes(shape[2], "act_heads"))

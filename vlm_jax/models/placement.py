@@ -30,8 +30,14 @@ def constrain(x: Float[Array, "..."], axes: tuple[str | None, ...]) -> Float[Arr
 
 def devices_sharing(size: int, axis: str) -> int:
     """Into how many parts `constrain` splits a dimension of this size with this logical axis."""
+    _, sizes = _context()
+    return math.prod(sizes[name] for name in axes_sharing(size, axis))
+
+
+def axes_sharing(size: int, axis: str) -> tuple[str, ...]:
+    """The mesh axes over which `constrain` splits a dimension of this size with this logical axis."""
     rules, sizes = _context()
-    return math.prod(sizes[name] for name in _dividing(size, rules.get(axis, ()), sizes))
+    return _dividing(size, rules.get(axis, ()), sizes)
 
 
 def _context() -> tuple[dict[str, tuple[str, ...]], dict[str, int]]:

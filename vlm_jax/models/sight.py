@@ -94,6 +94,11 @@ def _row_sight(batch: Batch, window: int, kernel: Kernel, interpret: bool) -> Ro
     return FusedSight(mask) if kernel == "cudnn" else mask
 
 
+def needs_whole_keys(sight: RowSight) -> bool:
+    """Whether attention wants all keys of a row on each device; splash takes a part and gathers the rest itself."""
+    return not isinstance(sight, (SegmentSight, BlockSight))
+
+
 def is_long(queries: int, keys: int) -> bool:
     """Whether attention between so many goes by groups of queries."""
     return queries > QUERIES_TOGETHER and queries * keys > _LONG**2
