@@ -10,10 +10,12 @@ import pytest
 from etils import epath
 
 from vlm_jax.batch import BatchInfo, concatenate
+from vlm_jax.config import LossPolicy
 from vlm_jax.errors import Preempted, RunError
 from vlm_jax.parallel import MeshConfig, build_layout
 from vlm_jax.training.hooks import CheckpointHook, Preemption, ValidationHook
 from vlm_jax.training.loop import Event
+from vlm_jax.training.loss_policy import LossGuard
 from vlm_jax.training.recorder import Recorder
 from vlm_jax.training.state import TrainState
 
@@ -58,22 +60,23 @@ class FakeManager:
     def __init__(self):
         self.saved, self.waited = {}, False
 
-    def save(self, step, params, optimizer, data, files):
+    def save(self, step, params, optimizer, data, files, wait):
         self.saved[step] = (params, optimizer, data, files)
-
-    def wait(self):
-        self.waited = True
+        self.waited |= wait
 
 
 class Leaving:
     requested = False
+
+    def due(self):
+        return self.requested
 
 
 @pytest.fixture
 def parts(tmp_path):
     """(hook, manager, leaving, recorder, its lines) with a save every 3 steps and a line every 5."""
     manager, leaving, lines = FakeManager(), Leaving(), []
-    recorder = Recorder(epath.Path(tmp_path), "toy", ("toy",), (5, 3), [lines.append])
+    recorder = Recorder(LossGuard(LossPolicy(), epath.Path(tmp_path), "toy"), "toy", ("toy",), (5, 3), [lines.append])
     hook = CheckpointHook(manager, 3, {"config.json": b"{}"}, recorder, leaving)
     return hook, manager, leaving, recorder, lines
 
@@ -83,9 +86,9 @@ def test_checkpoints_come_when_due_and_at_the_end_with_all_that_belongs_to_the_s
     for step in range(1, 8):
         recorder(event(step, last=step == 7))
         hook(event(step, last=step == 7))
+        assert manager.waited == (step == 7)
     assert list(manager.saved) == [3, 6, 7]
     assert manager.saved[6] == ({"w": 6}, {"m": 6}, {"at": 6}, {"config.json": b"{}"})
-    assert not manager.waited
 
 
 def test_a_spoilt_step_is_not_saved(parts):

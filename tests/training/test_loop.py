@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 from jax._src.array import ArrayImpl
 
+from vlm_jax.config import LossPolicy
 from vlm_jax.errors import UserError
 from vlm_jax.optim import OptimizerConfig, Rule, Schedule, assign_rules, build_optimizer
 from vlm_jax.parallel import MeshConfig, build_layout, replicated
 from vlm_jax.training.loop import run_stage
+from vlm_jax.training.loss_policy import LossGuard
 from vlm_jax.training.recorder import Recorder
 from vlm_jax.training.state import create_state
 from vlm_jax.training.step import train_step
@@ -111,7 +113,7 @@ def run_and_count(toy, compiled, tmp_path, transfers, extra_hooks=()):
     """[(puts, reads)] of every step of ten, with a line of metrics at every fifth."""
     step, first_state, layout = compiled
     lines, counted = [], []
-    recorder = Recorder(tmp_path, "toy", ("first", "second"), (5,), [lines.append])
+    recorder = Recorder(LossGuard(LossPolicy(), tmp_path, "toy"), "toy", ("first", "second"), (5,), [lines.append])
     state = first_state()
     run_stage(state, step, toy.batches(), layout, 0, 1, [])
     state, before = first_state(), dict(transfers)

@@ -154,9 +154,9 @@ def test_a_resumed_stage_compiles_its_step_once(tiny, done, tmp_path, monkeypatc
     steps = []
     run_stage = recipe.run_stage
 
-    def keep(state, step, *rest):
+    def keep(state, step, *rest, **options):
         steps.append(step)
-        return run_stage(state, step, *rest)
+        return run_stage(state, step, *rest, **options)
 
     monkeypatch.setattr(recipe, "run_stage", keep)
     shutil.rmtree(workdir / "checkpoints" / "instruct")

@@ -1,4 +1,4 @@
-"""Lines of metrics.jsonl: what they say, how they go on after a resume, and the watch for non-finite numbers."""
+"""Lines of metrics.jsonl: what they say, how they go on after a resume, and steps that are not finite."""
 
 import json
 import re
@@ -8,9 +8,11 @@ import pytest
 from etils import epath
 
 from vlm_jax.batch import BatchInfo
+from vlm_jax.config import LossPolicy
 from vlm_jax.errors import RunError
 from vlm_jax.training.loop import Event
-from vlm_jax.training.recorder import MetricsFile, Recorder, read_metrics, rewind_metrics
+from vlm_jax.training.loss_policy import LossGuard
+from vlm_jax.training.recorder import Recorder
 
 SOURCES = ("captions", "questions")
 TIMINGS = {"seconds", "tokens_per_second", "images_per_second"}
@@ -35,6 +37,10 @@ def metrics(step, **changes):
     return {**values, **changes}
 
 
+def guard(tmp_path, policy=LossPolicy()):
+    return LossGuard(policy, epath.Path(tmp_path), "sft")
+
+
 def event(step, last=False, extras=None, **changes):
     info = BatchInfo(
         ((f"row0/{step}", "шар"), (f"row1/{step}",)),
@@ -48,7 +54,7 @@ def event(step, last=False, extras=None, **changes):
 
 def record(tmp_path, steps, every=(3,), last_line=None, last=None):
     lines = []
-    recorder = Recorder(epath.Path(tmp_path), "sft", SOURCES, every, [lines.append], last_line)
+    recorder = Recorder(guard(tmp_path), "sft", SOURCES, every, [lines.append], last_line)
     for step in steps:
         recorder(event(step, last=step == last))
     return lines
@@ -83,7 +89,7 @@ def test_rates_are_those_of_the_time_since_the_line_before(tmp_path, monkeypatch
 
 def test_a_line_is_due_at_any_of_the_multiples_at_the_end_and_when_a_hook_left_something(tmp_path):
     lines = []
-    recorder = Recorder(epath.Path(tmp_path), "sft", SOURCES, (4, 6), [lines.append])
+    recorder = Recorder(guard(tmp_path), "sft", SOURCES, (4, 6), [lines.append])
     for step in range(1, 11):
         extras = {"validation": {"loss": 1.5}} if step == 5 else {}
         recorder(event(step, last=step == 10, extras=extras))
@@ -115,7 +121,7 @@ def test_a_resumed_recorder_leaves_the_lines_of_an_undisturbed_one(tmp_path):
 )
 def test_a_number_that_is_not_finite_stops_the_run_and_lists_the_examples(tmp_path, changes):
     lines = []
-    recorder = Recorder(epath.Path(tmp_path), "sft", SOURCES, (4,), [lines.append])
+    recorder = Recorder(guard(tmp_path), "sft", SOURCES, (4,), [lines.append])
     recorder(event(1))
     recorder(event(2, **changes))
     recorder(event(3))
@@ -128,52 +134,6 @@ def test_a_number_that_is_not_finite_stops_the_run_and_lists_the_examples(tmp_pa
     assert lines == []
 
 
-@pytest.fixture
-def metrics_file(tmp_path):
-    """Lines of two stages, the second of which is under way."""
-    path = epath.Path(tmp_path) / "metrics.jsonl"
-    sink = MetricsFile(path)
-    for stage, step in (("pre", 2), ("pre", 4), ("sft", 2), ("sft", 4), ("sft", 6)):
-        sink({"stage": stage, "step": step, "sources": {"шар\u2028": step}})
-    return path
-
-
-def test_rewinding_drops_what_will_be_done_again(metrics_file):
-    last = rewind_metrics(metrics_file, ["pre"], "sft", 4)
-    assert [(line["stage"], line["step"]) for line in read_metrics(metrics_file)] == [
-        ("pre", 2),
-        ("pre", 4),
-        ("sft", 2),
-        ("sft", 4),
-    ]
-    assert last == {"stage": "sft", "step": 4, "sources": {"шар\u2028": 4}}
-
-
-def test_rewinding_to_the_first_stage_drops_those_after_it(metrics_file):
-    assert rewind_metrics(metrics_file, [], "pre", 2)["step"] == 2
-    assert [(line["stage"], line["step"]) for line in read_metrics(metrics_file)] == [("pre", 2)]
-    assert rewind_metrics(metrics_file, [], "pre", 0) is None
-    assert read_metrics(metrics_file) == []
-
-
-@pytest.mark.parametrize("cut", [1, 5, 14, 25, 30])
-def test_half_a_line_at_the_end_is_dropped_even_inside_a_letter(metrics_file, cut):
-    """A kill or a full disk can leave any number of its bytes."""
-    content = metrics_file.read_bytes()
-    metrics_file.write_bytes(content[:-cut])
-    whole = [2, 4, 2, 4, 6] if cut == 1 else [2, 4, 2, 4]
-    assert [line["step"] for line in read_metrics(metrics_file)] == whole
-    rewind_metrics(metrics_file, ["pre"], "sft", 6)
-    MetricsFile(metrics_file)({"stage": "sft", "step": 8})
-    assert read_metrics(metrics_file)[-1] == {"stage": "sft", "step": 8}
-
-
-def test_without_a_file_there_are_no_lines(tmp_path):
-    path = epath.Path(tmp_path) / "metrics.jsonl"
-    assert read_metrics(path) == []
-    assert rewind_metrics(path, [], "pre", 0) is None
-
-
 def test_other_parts_add_figures_to_a_line_from_the_steps_that_it_covers(tmp_path):
     lines = []
 
@@ -181,7 +141,7 @@ def test_other_parts_add_figures_to_a_line_from_the_steps_that_it_covers(tmp_pat
         return {"slots": interval.sums["positions"], "steps": interval.steps, "at": interval.event.step}
 
     figures = [slots, lambda interval: {"rate": interval.steps / interval.seconds}]
-    recorder = Recorder(epath.Path(tmp_path), "sft", SOURCES, (3,), [lines.append], figures=figures)
+    recorder = Recorder(guard(tmp_path), "sft", SOURCES, (3,), [lines.append], figures=figures)
     for step in range(1, 6):
         recorder(event(step, last=step == 5))
     assert [(line["slots"], line["steps"], line["at"]) for line in lines] == [(300, 3, 3), (200, 2, 5)]

@@ -24,7 +24,7 @@ from vlm_jax.checkpoints.checksums import file_checksum, seal, tree_checksums, u
 from vlm_jax.checkpoints.files import FilesHandler, FilesSave
 from vlm_jax.checkpoints.retry import passing, try_again
 from vlm_jax.errors import UserError
-from vlm_jax.parallel.agreement import gather
+from vlm_jax.parallel.processes import gather_json, is_first, of_first, wait_for_all
 
 log = logging.getLogger(__name__)
 
@@ -184,7 +184,8 @@ class CheckpointManager:
         Raises:
             UserError: if all steps are damaged (nothing is renamed then), or the newest belongs to another model.
         """
-        steps: list[int] = json.loads(gather(json.dumps(sorted(self._manager.all_steps(read=True))))[0])
+        self._manager.reload()
+        steps: list[int] = of_first(sorted(self._manager.all_steps()))
         bad: dict[int, DamagedError] = {}
         for step in reversed(steps):
             try:
@@ -206,7 +207,7 @@ class CheckpointManager:
             error: that it raised.
             instead: what is used in their place.
         """
-        for step in self._manager.all_steps(read=True):
+        for step in list(self._manager.all_steps()):
             self._set_aside(step, error, instead)
 
     def _set_aside(self, step: int, error: DamagedError, instead: str) -> None:
@@ -214,13 +215,13 @@ class CheckpointManager:
         while (aside := self.directory / (f"{step}.damaged" + (f"-{number}" if number > 1 else ""))).exists():
             number += 1
         log.warning("%s; it is set aside as %s, and %s", error.what, aside.name, instead)
-        gather("")  # none may be reading it still
-        if jax.process_index() == 0:
+        wait_for_all()  # none may be reading it still
+        if is_first():
             try:
                 where.rename(aside)
             except OSError as problem:
                 raise UserError(f"{error} (it cannot be renamed: {first_line(problem)})") from problem
-        gather("")
+        wait_for_all()
         self._manager.reload()
 
     def restore(self, step: int, params: PyTree, optimizer: PyTree) -> Snapshot:
@@ -288,8 +289,8 @@ def _read(where: epath.Path, items: Mapping[str, PyTree]) -> tuple[Mapping[str, 
 
 def _agree(own: UserError | None) -> None:
     """Raises in every process what one of them found, damage before anything else."""
-    found = gather(json.dumps(None if own is None else [isinstance(own, DamagedError), str(own)]))
-    errors = [error for text in found if (error := json.loads(text)) is not None]
+    found = gather_json(None if own is None else [isinstance(own, DamagedError), str(own)])
+    errors = [error for error in found if error is not None]
     if own is not None and len(found) == 1:
         raise own
     if errors:

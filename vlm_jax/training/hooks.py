@@ -1,5 +1,6 @@
 """What happens after steps besides recording: validation, checkpoints, and leaving when asked to."""
 
+import os
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from types import FrameType, TracebackType
@@ -12,13 +13,18 @@ from jaxtyping import PyTree
 from vlm_jax.batch import Batch
 from vlm_jax.checkpoints import CheckpointManager
 from vlm_jax.errors import Preempted
-from vlm_jax.parallel import Layout, put_batch
+from vlm_jax.parallel import Layout, processes, put_batch
 from vlm_jax.training.loop import Event
+from vlm_jax.training.loss_watch import FILE as WATCH_FILE
 from vlm_jax.training.recorder import Recorder, summarise
+from vlm_jax.training.state import TrainState
 
 
 class ValidationHook:
     """Measures loss and accuracy on a fixed handful of batches; leaves them in the event's "validation"."""
+
+    long = True
+    """May take longer than other hooks."""
 
     def __init__(
         self,
@@ -52,6 +58,9 @@ class ValidationHook:
 class CheckpointHook:
     """Saves every so many steps, at the stage's end, and when the run is asked to leave."""
 
+    long = True
+    """May take longer than other hooks."""
+
     def __init__(
         self,
         manager: CheckpointManager,
@@ -72,31 +81,53 @@ class CheckpointHook:
 
     def __call__(self, event: Event) -> None:
         """Saves if it is due; raises Preempted after the save if the run shall end."""
-        leave = self._leaving.requested
+        leave = self._leaving.due()
+        if event.last:  # the next chance would be after the first step of the next stage, which has to be compiled
+            leave |= self._leaving.due()
         if not (event.step % self._every == 0 or event.last or leave):
             return
         if leave:  # else the steps since the last line would be in no line, and in no total
             self._recorder.write(event)
         self._recorder.settle()
-        state = event.state
-        self._manager.save(event.step, state.params, state.optimizer, event.data_state(), self._files)
+        self.save(event.step, event.state, event.data_state(), wait=leave or event.last)
         if leave:
-            self._manager.wait()
             raise Preempted(f"saved step {event.step} and stopped on request; run the same command to go on")
+
+    def save(self, step: int, state: TrainState, data: Mapping[str, Any], wait: bool) -> None:
+        """Saves a state.
+
+        Args:
+            step: steps done.
+            state: after them.
+            data: the loader's position there.
+            wait: until it is on disk.
+        """
+        files = self._files if state.watch is None else {**self._files, WATCH_FILE: state.watch.to_json()}
+        self._manager.save(step, state.params, state.optimizer, data, files, wait=wait)
 
 
 class Preemption:
-    """Notes SIGTERM and the first Ctrl-C; the run then saves and leaves at the end of the step under way.
+    """Notes SIGTERM and the first Ctrl-C; the run then saves and leaves at the end of a step.
 
-    A second Ctrl-C interrupts at once.
+    A process that is alone does so after the step under way. Several, of which any may have been sent a signal, agree
+    on a step with the help of jax, whose own handler of SIGTERM must stay in place; Ctrl-C is passed on to it. A second
+    Ctrl-C interrupts at once.
     """
 
     def __init__(self) -> None:
         self.requested = False
+        """Whether this process was sent a signal that it handles itself."""
+        self._alone = processes.count() == 1
+        self._asked = 0
         self._before: dict[int, Any] = {}
 
+    def due(self) -> bool:
+        """Whether the run shall save and leave now: the same in all processes. All ask once after every step."""
+        self._asked += 1  # and not the step's number: jax counts from 0 in a run that was resumed, too
+        return self.requested if self._alone else processes.preemption_requested(self._asked)
+
     def __enter__(self) -> Self:
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT) if self._alone else (signal.SIGINT,):
             self._before[number] = signal.signal(number, self._note)
         return self
 
@@ -109,3 +140,5 @@ class Preemption:
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.requested = True
         signal.signal(signal.SIGINT, self._before[signal.SIGINT])
+        if not self._alone:
+            os.kill(os.getpid(), signal.SIGTERM)

@@ -13,15 +13,17 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import PyTree
 
+from data_pipelines.template import Template
 from vlm_jax.batch import Batch
 from vlm_jax.checkpoints import abstract_params, logical_axes
-from vlm_jax.config import Experiment, Stage
+from vlm_jax.config import Experiment, LossPolicy, Stage
 from vlm_jax.losses.next_token import next_token_objective
 from vlm_jax.models.vlm import VLM
 from vlm_jax.optim import Rule, assign_rules, build_optimizer, split
 from vlm_jax.parallel import Layout, batch_shardings, replicated, use_layout
 from vlm_jax.training.features import FrozenEncoder, encoder_is_frozen
 from vlm_jax.training.loop import Step
+from vlm_jax.training.loss_watch import abstract_watch, first_watch
 from vlm_jax.training.state import TrainState, abstract_optimizer, create_state
 from vlm_jax.training.step import Objective, compile_step, train_step
 
@@ -36,8 +38,14 @@ class StageProgram:
     rules: Mapping[str, Rule]
     """The rule of every parameter, by name."""
     optimizer: optax.GradientTransformation
+    policy: LossPolicy
     encoder: FrozenEncoder | None
     """Where the image encoder is frozen: its own program, which runs before the step."""
+
+    @property
+    def one_path(self) -> bool:
+        """Whether the model's attention cannot tell branches and blocks apart: examples must have none."""
+        return self.model.kernel == "splash"
 
     @property
     def abstract_params(self) -> dict[str, Any]:
@@ -58,12 +66,14 @@ class StageProgram:
             trained=trained,
             frozen=jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, compute, sharding=x.sharding), frozen),
             optimizer=abstract_optimizer(self.optimizer, trained, self.layout),
+            watch=abstract_watch(self.policy, self.layout),
         )
 
     def create_state(self, params: PyTree) -> TrainState:
         """The state before the first step; `params`, all of them in full precision, are given up."""
         compute = self.model.config.precision.compute
-        return create_state(params, self.rules, self.optimizer, compute, self.layout)
+        state = create_state(params, self.rules, self.optimizer, compute, self.layout)
+        return dataclasses.replace(state, watch=first_watch(self.policy, self.layout))
 
     def abstract_batch(self) -> Batch:
         """The global batch as the loader gives it, in abstract arrays with their shardings."""
@@ -104,6 +114,7 @@ class StageProgram:
             optimizer=self.optimizer,
             rate=self.stage.optimizer.schedule.build(self.stage.steps),
             accumulation=self.stage.accumulation,
+            policy=self.policy,
         )
         return compile_step(pure, self.abstract_state())
 
@@ -123,22 +134,24 @@ class StageProgram:
             return lowered | {"step": self.step.lower(state, self.abstract_encoded())}
 
 
-def build_program(experiment: Experiment, index: int, layout: Layout) -> StageProgram:
+def build_program(experiment: Experiment, index: int, layout: Layout, template: Template | None = None) -> StageProgram:
     """The program of a stage.
 
     Args:
         experiment: what is run.
         index: of the stage.
         layout: where; its devices may be those of a slice that is not there.
+        template: of the stage's examples, where it is not the experiment's own.
 
     Raises:
-        UserError: if the stage's tables or its optimiser do not fit the model.
+        UserError: if the stage's tables, its optimiser or its examples do not fit the model.
     """
-    stage, model = experiment.stages[index], VLM(experiment.model)
+    stage, platform = experiment.stages[index], layout.mesh.devices.flat[0].platform
+    model = VLM(experiment.model, kernel=experiment.kernel(stage, platform, template))
     rules = assign_rules(stage.optimizer.table, abstract_params(model))
     optimizer = build_optimizer(stage.optimizer, rules, stage.steps, logical_axes(model))
     encoder = FrozenEncoder(model, layout) if encoder_is_frozen(rules) else None
-    return StageProgram(stage, model, layout, rules, optimizer, encoder)
+    return StageProgram(stage, model, layout, rules, optimizer, experiment.loss_policy, encoder)
 
 
 def _placed(batch: Batch, layout: Layout) -> Batch:

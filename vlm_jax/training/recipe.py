@@ -14,7 +14,7 @@ from rich.console import Console
 from data_pipelines.loader import Loader, make_loader
 from data_pipelines.quarantine import Quarantine
 from vlm_jax.batch import Batch
-from vlm_jax.checkpoints import CheckpointManager, abstract_params, newest_step
+from vlm_jax.checkpoints import CheckpointManager, DamagedError, abstract_params, newest_step
 from vlm_jax.config import Experiment, Stage
 from vlm_jax.errors import UserError
 from vlm_jax.models.vlm import VLM
@@ -23,12 +23,15 @@ from vlm_jax.parallel import Layout, build_layout, check_fits, use_layout
 from vlm_jax.training.displays import ProgressDisplay, TensorBoard
 from vlm_jax.training.features import check_cached_features, open_features
 from vlm_jax.training.hooks import CheckpointHook, Preemption, ValidationHook
+from vlm_jax.training.lines import MetricsFile, rewind_metrics
 from vlm_jax.training.loop import Hook, run_stage
+from vlm_jax.training.loss_policy import LossGuard, RollBack
 from vlm_jax.training.program import StageProgram, build_program
-from vlm_jax.training.recorder import MetricsFile, Recorder, rewind_metrics
+from vlm_jax.training.recorder import Recorder
 from vlm_jax.training.run import Run, checkpoint_directory, checkpoint_files
 from vlm_jax.training.starts import keep_frozen_masters, restore_state, starting_params
 from vlm_jax.training.state import TrainState
+from vlm_jax.training.watchdog import Watchdog
 from vlm_jax.training.workdir import open_workdir, prepare_processor
 
 log = logging.getLogger(__name__)
@@ -54,7 +57,8 @@ def train(
         RunError: a loss or gradient is not finite.
         Preempted: SIGTERM or Ctrl-C; everything is saved.
     """
-    console = console or Console(stderr=True)
+    console = console or Console(stderr=True, quiet=not is_first())
+    agree(hashlib.sha256(to_json(experiment).encode()).hexdigest()[:16], "the experiment with its overrides")
     path = open_workdir(experiment, workdir, allow_config_change)
     log.info("workdir %s", path)
     layout = build_layout(experiment.mesh)
@@ -63,19 +67,22 @@ def train(
     for stage in experiment.stages:
         check_rows(stage, layout)
         check_cached_features(stage, assign_rules(stage.optimizer.table, abstract))
-    log.info("devices: %d %s, mesh %s", jax.device_count(), jax.default_backend(), dict(layout.shape))
+    where = f" of {count()} processes" if count() > 1 else ""
+    log.info("devices: %d %s%s, mesh %s", jax.device_count(), jax.default_backend(), where, dict(layout.shape))
     processor = prepare_processor(experiment, path)
     log.info(
         "tokenizer: %d pieces; %d visual tokens an image slot",
         processor.tokenizer.vocabulary_size,
         processor.prompt_tokens,
     )
-    quarantine = Quarantine(path / "quarantine.jsonl", experiment.bad_record_limit)
+    quarantine = open_quarantine(path, experiment.bad_record_limit)
     with Preemption() as leaving, use_layout(layout):
-        run = Run(experiment, path, processor, layout, quarantine, leaving, console)
+        watchdog = Watchdog(experiment.watchdog_seconds, path, jax.process_index())
+        run = Run(experiment, path, processor, layout, quarantine, leaving, watchdog, console)
         params = None
         for index, stage in enumerate(experiment.stages):
             params = train_stage(run, index, stage, params)
+    join_quarantines(path)
     log.info("done: %d stages, %d steps", len(experiment.stages), experiment.total_steps())
 
 
@@ -88,41 +95,69 @@ def train_stage(run: Run, index: int, stage: Stage, previous: Mapping[str, Any] 
     if any(newest_step(checkpoint_directory(run, later)) is not None for later in run.experiment.stages[index + 1 :]):
         log.info("stage %s: done, and a later stage has begun", stage.name)
         return None
-    checkpoints = run.experiment.checkpoints
-    manager = CheckpointManager(checkpoint_directory(run, stage), checkpoints.keep_last, checkpoints.keep_every)
+    checkpoints, directory = run.experiment.checkpoints, checkpoint_directory(run, stage)
+    keeping = (checkpoints.keep_last, checkpoints.keep_every, checkpoints.retry_seconds)
+    manager = CheckpointManager(directory, *keeping, run.watchdog.alive)
     try:
-        program = build_program(run.experiment, index, run.layout)
-        done = manager.latest_step()
-        if done is None:
-            params = starting_params(run, index, program, previous)
-            keep_frozen_masters(run, index, program, params)
-            state, done, position = program.create_state(params), 0, None
-        else:
-            state, position = restore_state(manager, done, program)
-            log.info("stage %s: resumed after step %d of %d", stage.name, done, stage.steps)
-        if done < stage.steps:
+        program = build_program(run.experiment, index, run.layout, run.processor.template)
+        while True:
+            state, done, position = where_to_begin(run, index, program, manager, previous)
+            if done == stage.steps:
+                return state.params
             describe_parameters(stage, state)
-            with open_batches(run, program, state, position) as batches:
-                state = run_steps(run, index, program, state, batches, manager, done)
-        return state.params
+            try:
+                with open_batches(run, program, state, position) as batches:
+                    return run_steps(run, index, program, state, batches, manager, done).params
+            except RollBack:
+                del state  # two of them may not fit
+                manager.wait()
     finally:
         manager.close()
+
+
+def where_to_begin(
+    run: Run, index: int, program: StageProgram, manager: CheckpointManager, previous: Mapping[str, Any] | None
+) -> tuple[TrainState, int, dict[str, Any] | None]:
+    """The state from which a stage goes on, its steps done, and the loader's position; None = that of a new one.
+
+    If all that the stage saved is damaged, it begins anew from the end of the stage before.
+
+    Raises:
+        DamagedError: if there is no stage before.
+    """
+    stage, stages = program.stage, run.experiment.stages
+    try:
+        restored = restore_state(manager, program)
+    except DamagedError as error:
+        if not index or newest_step(checkpoint_directory(run, stages[index - 1])) is None:
+            raise
+        manager.set_aside_all(error, f"stage {stage.name} begins anew")
+        restored, previous = None, train_stage(run, index - 1, stages[index - 1], None)
+    if restored is not None:
+        log.info("stage %s: resumed after step %d of %d", stage.name, restored[1], stage.steps)
+        return restored
+    params = starting_params(run, index, program, previous)
+    keep_frozen_masters(run, index, program, params)
+    return program.create_state(params), 0, None
 
 
 @dataclasses.dataclass(frozen=True)
 class StageData:
     """What a stage's steps and its validation read."""
 
-    loader: Loader
+    batches: SharedBatches
     held_out: tuple[Batch, ...]
-    """Batches of the validation, on the host."""
+    """This process's rows of the validation's batches, on the host."""
 
 
 @contextlib.contextmanager
 def open_batches(
     run: Run, program: StageProgram, state: TrainState, position: dict[str, Any] | None
 ) -> Iterator[StageData]:
-    """The stage's loader, at a position, and its validation batches; features are made first if it caches them."""
+    """The stage's data, from a position on, and its validation batches; features are made first if it caches them.
+
+    Each process reads the shards whose rows its devices hold.
+    """
     stage, seed, features = program.stage, run.experiment.seed, None
     if stage.cache_features:
         frozen = program.encoder
@@ -130,7 +165,8 @@ def open_batches(
         features = open_features(run.experiment, stage, run.workdir, run.processor, frozen, state.params, run.console)
 
     def load(data: Any) -> Loader:
-        return make_loader(data, run.processor, seed=seed, quarantine=run.quarantine, features=features)
+        options: Any = {"quarantine": run.quarantine, "features": features, "one_path": program.one_path}
+        return make_loader(data, run.processor, seed=seed, shards=own_shards(data.data, run.layout), **options)
 
     with contextlib.closing(load(stage)) as loader:
         if position is not None:
@@ -141,8 +177,9 @@ def open_batches(
             data = dataclasses.replace(stage.data, mixture=stage.validation.mixture, kinds=(), temperature=0.0)
             aside = dataclasses.replace(stage, name=f"{stage.name}/validation", data=data)
             with contextlib.closing(load(aside)) as others:
-                held_out = tuple(batch for batch, _ in itertools.islice(others, stage.validation.batches))
-        yield StageData(loader, held_out)
+                shared = SharedBatches(others, run.quarantine)
+                held_out = tuple(batch for batch, _ in itertools.islice(shared, stage.validation.batches))
+        yield StageData(SharedBatches(loader, run.quarantine), held_out)
 
 
 def run_steps(
@@ -158,22 +195,34 @@ def run_steps(
     experiment, stages, stage = run.experiment, run.experiment.stages, program.stage
     names = [entry.title for entry in stage.data.mixture]
     finished = [s.name for s in stages[:index]]
-    last_line = rewind_metrics(run.workdir / "metrics.jsonl", finished, stage.name, done)
-    board = TensorBoard(run.workdir, sum(s.steps for s in stages[:index]), done)
-    with ProgressDisplay(run.console, stage.name, stage.steps, done) as display:
+    with open_sinks(run, index, done) as (last_line, sinks):
+        guard = LossGuard(experiment.loss_policy, run.workdir, stage.name, done, experiment.checkpoints.retry_seconds)
         recorder = Recorder(
-            run.workdir,
+            guard,
             stage.name,
             names,
             (experiment.log_every, experiment.checkpoints.every),
-            (MetricsFile(run.workdir / "metrics.jsonl"), board, display),
+            (MetricsFile(run.workdir / "metrics.jsonl", experiment.checkpoints.retry_seconds), board, display),
             last_line,
         )
         files = checkpoint_files(run)
         saving = CheckpointHook(manager, experiment.checkpoints.every, files, recorder, run.leaving)
         hooks: list[Hook] = [*validation_hooks(program, batches), recorder, saving]
+        if experiment.loss_policy.rolls_back and manager.latest_step() is None:
+            saving.save(0, state, batches.batches.get_state(), wait=True)  # there must be something to go back to
         try:
-            return run_stage(state, program.whole_step, batches.loader, run.layout, done, stage.steps, hooks)
+            with run.watchdog as watchdog:
+                return run_stage(
+                    state,
+                    program.whole_step,
+                    batches.batches,
+                    run.layout,
+                    done,
+                    stage.steps,
+                    hooks,
+                    left_out=guard.left_out,
+                    begin=watchdog.begin,
+                )
         finally:
             board.close()
 

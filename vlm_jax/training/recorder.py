@@ -1,21 +1,19 @@
-"""From the step's sums on the device to lines of metrics.jsonl; and the watch for numbers that are not finite."""
+"""From the step's sums on the device to lines of metrics.jsonl; those of skipped steps left out."""
 
 import dataclasses
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from etils import epath
 
 from vlm_jax.batch import BatchInfo
-from vlm_jax.errors import RunError
+from vlm_jax.training.lines import Line
 from vlm_jax.training.loop import Event
+from vlm_jax.training.loss_policy import LossGuard
 from vlm_jax.training.step import Metrics
 
-Line = dict[str, Any]
 Sink = Callable[[Line], None]
 
 
@@ -36,8 +34,8 @@ class Interval:
 Figures = Callable[[Interval], Mapping[str, Any]]
 """Gives further keys of a line."""
 
-_WATCHED = ("loss", "gradient_norm", "update_norm")
-"""A step that made one of these infinite or not a number ends the run, and is not saved."""
+_OF_COUNTED_STEPS = ("cross_entropy", "weight", "targets", "correct", "gradient_norm", "update_norm")
+"""Sums to which a skipped step adds nothing; its tokens and pictures were read all the same."""
 
 
 class Recorder:
@@ -48,7 +46,7 @@ class Recorder:
 
     def __init__(
         self,
-        workdir: epath.Path,
+        guard: LossGuard,
         stage: str,
         sources: Sequence[str],
         every: Sequence[int],
@@ -57,7 +55,7 @@ class Recorder:
         figures: Sequence[Figures] = (),
     ) -> None:
         """Args:
-        workdir: nonfinite.json is written there.
+        guard: judges every step.
         stage: the stage's name.
         sources: names of the mixture's entries, in the order of the sums.
         every: a line is due at multiples of any of these steps.
@@ -65,55 +63,47 @@ class Recorder:
         last_line: of the part of the run that came before; its totals are continued.
         figures: what else stands in a line; asked in this order, on the host, only when a line is due.
         """
-        self._workdir, self._stage, self._sources = workdir, stage, sources
+        self._guard, self._stage, self._sources = guard, stage, sources
         self._every, self._sinks, self._figures = every, sinks, figures
         self._pending: list[tuple[int, Metrics, BatchInfo]] = []
         self._settled: list[Mapping[str, np.ndarray]] = []
+        self._skipped = 0
         before = last_line or {}
         self._tokens, self._images = before.get("tokens_seen", 0), before.get("images_seen", 0)
         self._seconds = before.get("seconds", 0.0)
         self._clock = time.monotonic()
 
     def __call__(self, event: Event) -> None:
-        """Takes note of a step; writes a line if one is due."""
-        self._pending.append((event.step, event.metrics, event.info))
+        """Takes note of a step, unless it was passed over; writes a line if one is due."""
+        if event.metrics:
+            self._pending.append((event.step, event.metrics, event.info))
         if event.last or event.extras or any(event.step % every == 0 for every in self._every):
             self.write(event)
 
     def settle(self) -> None:
-        """Waits for the steps so far and makes sure that all their numbers are finite.
+        """Waits for the steps so far and makes sure that the policy lets all of them pass.
 
         Raises:
-            RunError: if one is not; nonfinite.json then lists the batch's examples.
+            RunError: if one is at fault and the run is to stop.
+            RollBack: if it is to go back to a checkpoint.
         """
-        for (step, _, info), values in zip(
-            self._pending, jax.device_get([m for _, m, _ in self._pending]), strict=True
-        ):
-            if not all(np.isfinite(values[name]) for name in _WATCHED):
-                self._stop(step, values, info)
+        fetched = jax.device_get([metrics for _, metrics, _ in self._pending])
+        for (step, _, info), values in zip(self._pending, fetched, strict=True):
+            if not self._guard.passes(step, values, info):
+                finite = {name: np.where(np.isfinite(value), value, 0) for name, value in values.items()}
+                values = finite | {name: np.zeros_like(values[name]) for name in _OF_COUNTED_STEPS}
+                self._skipped += 1
             self._settled.append(values)
         self._pending.clear()
-
-    def _stop(self, step: int, values: Mapping[str, np.ndarray], info: BatchInfo) -> None:
-        path = self._workdir / "nonfinite.json"
-        report = {
-            "stage": self._stage,
-            "step": step,
-            **{name: str(values[name]) for name in _WATCHED},
-            "example_ids": [list(row) for row in info.example_ids],
-        }
-        path.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
-        raise RunError(
-            f"stage {self._stage}, step {step}: loss {values['loss']}, gradient norm {values['gradient_norm']}; the "
-            f"batch's examples are listed in {path}; look at them or lower the learning rate, then run again"
-        )
 
     def write(self, event: Event) -> None:
         """Writes a line over all steps since the last one, if there are any; raises like `settle`."""
         self.settle()
         if not self._settled:
             return
+        info = event.sum_up(event.info)
         sums = {key: np.sum([values[key] for values in self._settled], axis=0) for key in self._settled[0]}
+        counted = max(len(self._settled) - self._skipped, 1)
         now = time.monotonic()
         elapsed, self._clock = now - self._clock, now
         self._seconds += elapsed
@@ -125,15 +115,15 @@ class Recorder:
             "step": event.step,
             **_ratios(sums),
             "learning_rate": float(self._settled[-1]["learning_rate"]),
-            **{name: float(sums[name]) / len(self._settled) for name in ("gradient_norm", "update_norm")},
+            **{name: float(sums[name]) / counted for name in ("gradient_norm", "update_norm")},
             "sources": {
                 name: {
                     **_ratios(
                         {key: np.atleast_1d(sums[key])[i] for key in ("cross_entropy", "weight", "correct", "targets")}
                     ),
                     "tokens": round(float(sums["tokens"][i])),
-                    "examples_seen": event.info.examples_seen.get(name, 0),
-                    "epochs_seen": round(event.info.epochs_seen.get(name, 0.0), 4),
+                    "examples_seen": info.examples_seen.get(name, 0),
+                    "epochs_seen": round(info.epochs_seen.get(name, 0.0), 4),
                 }
                 for i, name in enumerate(self._sources)
             },
@@ -142,8 +132,9 @@ class Recorder:
             "padding_share": 1 - tokens / float(sums["positions"]),
             "tokens_seen": self._tokens,
             "images_seen": self._images,
-            "quarantined": dict(event.info.quarantined),
-            "cut": dict(event.info.cut),
+            "quarantined": dict(info.quarantined),
+            "cut": dict(info.cut),
+            **self._guard.figures(event.step),
             "seconds": round(self._seconds, 3),
             **event.extras,
         }
@@ -151,6 +142,7 @@ class Recorder:
         for figures in self._figures:
             line |= figures(interval)
         self._settled.clear()
+        self._skipped = 0
         for sink in self._sinks:
             sink(line)
 
@@ -171,47 +163,3 @@ def summarise(sums: Mapping[str, np.ndarray], sources: Sequence[str]) -> dict[st
         for i, name in enumerate(sources)
     }
     return {**_ratios(sums), "sources": parts}
-
-
-class MetricsFile:
-    """A sink that appends lines to WORKDIR/metrics.jsonl."""
-
-    def __init__(self, path: epath.Path) -> None:
-        self._path = path
-
-    def __call__(self, line: Line) -> None:
-        """Appends one line."""
-        with self._path.open("a") as file:
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
-
-
-def read_metrics(path: epath.Path) -> list[Line]:
-    """Lines of a metrics file; half a line at the end, which a kill can leave, is dropped."""
-    if not path.exists():
-        return []
-    lines: list[Line] = []
-    for text in path.read_bytes().split(b"\n"):
-        try:
-            lines.append(json.loads(text))
-        except ValueError:
-            break
-    return lines
-
-
-def rewind_metrics(path: epath.Path, finished: Sequence[str], stage: str, step: int) -> Line | None:
-    """Drops lines of steps that a resumed run will do again.
-
-    Args:
-        path: WORKDIR/metrics.jsonl.
-        finished: stages that are done.
-        stage: where the run goes on, after so many steps.
-        step: see above.
-
-    Returns:
-        The last line that stays.
-    """
-    kept = [x for x in read_metrics(path) if x["stage"] in finished or (x["stage"] == stage and x["step"] <= step)]
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept))
-    partial.replace(path)
-    return kept[-1] if kept else None

@@ -12,6 +12,7 @@ from vlm_jax.config import Experiment, Stage
 from vlm_jax.parallel import Layout
 from vlm_jax.serialise import to_json
 from vlm_jax.training.hooks import Preemption
+from vlm_jax.training.watchdog import Watchdog
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +25,7 @@ class Run:
     layout: Layout
     quarantine: Quarantine
     leaving: Preemption
+    watchdog: Watchdog
     console: Console
 
 

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-import jax
+import numpy as np
 
 from vlm_jax.checkpoints import (
     CheckpointManager,
@@ -18,6 +18,9 @@ from vlm_jax.checkpoints.parts import load_decoder, load_encoder, load_whole
 from vlm_jax.checkpoints.reference import is_own
 from vlm_jax.config import OWN_STARTS
 from vlm_jax.optim import assign_rules, split
+from vlm_jax.parallel import put_same
+from vlm_jax.training.loss_watch import FILE as WATCH_FILE
+from vlm_jax.training.loss_watch import first_watch
 from vlm_jax.training.program import StageProgram
 from vlm_jax.training.run import Run, masters_directory
 from vlm_jax.training.state import TrainState
@@ -70,10 +73,17 @@ def keep_frozen_masters(run: Run, index: int, program: StageProgram, params: Map
         keep_masters(masters_directory(run, program.stage), frozen)
 
 
-def restore_state(manager: CheckpointManager, step: int, program: StageProgram) -> tuple[TrainState, dict[str, Any]]:
-    """The state after `step` steps, and the loader's position there."""
+def restore_state(manager: CheckpointManager, program: StageProgram) -> tuple[TrainState, int, dict[str, Any]] | None:
+    """The state after the newest step that is whole, how many steps that are, and the loader's position there.
+
+    Returns:
+        None if the stage has saved nothing.
+    """
     state = program.abstract_state()
-    snapshot = manager.restore(step, state.params, state.optimizer)
+    snapshot = manager.restore_newest(state.params, state.optimizer)
+    if snapshot is None:
+        return None
     trained, frozen = split(snapshot.params, program.rules)
-    counter = jax.device_put(jax.numpy.int32(step), state.step.sharding)  # as in a new state
-    return TrainState(counter, trained, frozen, snapshot.optimizer), snapshot.data
+    counter = put_same(np.int32(snapshot.step), state.step.sharding)  # as in a new state
+    watch = first_watch(program.policy, program.layout, snapshot.files.get(WATCH_FILE))
+    return TrainState(counter, trained, frozen, snapshot.optimizer, watch), snapshot.step, snapshot.data
