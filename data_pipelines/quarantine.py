@@ -6,7 +6,7 @@ import json
 import math
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from etils import epath
 
@@ -31,16 +31,24 @@ class Quarantine:
       met. This one speaks early in sources too large to see the end of, and is all there is where the size is unknown.
 
     The file holds one JSON line a bad record: {"source", "id", "reason"}. Lines that are there already (a resumed run)
-    count, and are not written again.
+    count, and are not written again. Where several processes read one data set, each has a file of its own, and judges
+    by what it meets itself; `join_files` makes one of them.
     """
 
-    def __init__(self, path: epath.PathLike | None = None, limit: float = 0.01, floor: int = 3) -> None:
+    def __init__(
+        self,
+        path: epath.PathLike | None = None,
+        limit: float = 0.01,
+        floor: int = 3,
+        known: epath.PathLike | None = None,
+    ) -> None:
         """Opens the account.
 
         Args:
             path: file that bad records are appended to; None keeps them in memory only.
             limit: share of bad records, 0..1, above which the run stops.
             floor: that many bad records of a source never stop a run.
+            known: another file, whose records count but are not written again.
 
         Raises:
             UserError: if the limit is not a share, or the file cannot be read.
@@ -57,8 +65,12 @@ class Quarantine:
         self._sizes: dict[str, int] = {}
         self._half_line = False
         self._lock = threading.Lock()
+        if known is not None and epath.Path(known).exists():
+            self._read(epath.Path(known))
         if self._path is not None and self._path.exists():
-            self._read(self._path)
+            self._half_line = self._read(self._path)
+        self._distinct.update(source for source, _ in self._reasons)
+        self._before = collections.Counter(self._distinct)
 
     def expect(self, source: str, records: int) -> None:
         """Says how many records the source holds in all."""
@@ -90,6 +102,15 @@ class Quarantine:
         with self._lock:
             return dict(self._distinct)
 
+    def known_counts(self) -> Mapping[str, int]:
+        """The same of those alone that were known at the beginning."""
+        return dict(self._before)
+
+    def new_counts(self) -> Mapping[str, int]:
+        """The same of those alone that were not."""
+        with self._lock:
+            return dict(self._distinct - self._before)
+
     def reasons(self) -> Mapping[tuple[str, str], str]:
         """(source, record id) -> reason, in the order in which they were met."""
         with self._lock:
@@ -112,18 +133,15 @@ class Quarantine:
             f"{record_id}: {reason}{where}; mend the data, or raise the quarantine limit"
         )
 
-    def _read(self, path: epath.Path) -> None:
+    def _read(self, path: epath.Path) -> bool:
+        """Takes note of a file's records; whether it ends in half a line."""
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"{path}: cannot read the quarantine ({error}); remove the file or mend the path") from None
-        for line in text.splitlines():
-            # A run that was killed while it wrote leaves half a line; its record comes again when it is met again.
-            with contextlib.suppress(ValueError, KeyError, TypeError):
-                entry = json.loads(line)
-                self._reasons[entry["source"], entry["id"]] = entry["reason"]
-        self._distinct.update(source for source, _ in self._reasons)
-        self._half_line = bool(text) and not text.endswith("\n")
+        # A run that was killed while it wrote leaves half a line; its record comes again when it is met again.
+        self._reasons |= dict(_records(text))
+        return bool(text) and not text.endswith("\n")
 
     def _write(self, source: str, record_id: str, reason: str) -> None:
         if self._path is None:
@@ -141,6 +159,26 @@ class Quarantine:
             raise UserError(
                 f"{self._path}: cannot write the quarantine ({error}); free space or mend the path"
             ) from None
+
+
+def _records(text: str) -> Iterator[tuple[tuple[str, str], str]]:
+    for line in text.splitlines():
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            entry = json.loads(line)
+            yield (entry["source"], entry["id"]), entry["reason"]
+
+
+def join_files(path: epath.Path, others: Sequence[epath.Path]) -> None:
+    """Puts the records of other files into this one, each record once, and removes the others."""
+    if not others:
+        return
+    files = [each for each in (path, *others) if each.exists()]
+    reasons = dict(record for each in files for record in _records(each.read_text(encoding="utf-8")))
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text("".join(_line(*key, reason) for key, reason in reasons.items()))
+    partial.replace(path)
+    for each in others:
+        each.unlink(missing_ok=True)
 
 
 def _line(source: str, record_id: str, reason: str) -> str:

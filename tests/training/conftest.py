@@ -87,6 +87,9 @@ class ToyBatches:
     def get_state(self):
         return {"at": self.at}
 
+    def sum_up(self, info):
+        return info
+
 
 @pytest.fixture(scope="session")
 def toy():

@@ -8,7 +8,7 @@ import contextlib
 import os
 import sys
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -201,6 +201,23 @@ def wait_for_all() -> None:
 def of_first(value: Any) -> Any:
     """The value that process 0 gives, for all; raises like `gather_json`."""
     return gather_json(value if is_first() else None)[0]
+
+
+def first_does(act: Callable[[], Any]) -> None:
+    """Does something in process 0 alone, while the others wait.
+
+    Raises:
+        UserError: in every process, if the act raises it.
+    """
+    error: UserError | None = None
+    if is_first():
+        try:
+            act()
+        except UserError as raised:
+            error = raised
+    told = of_first(None if error is None else str(error))
+    if told is not None:
+        raise error or UserError(told)
 
 
 def agree(value: Any, what: str) -> None:

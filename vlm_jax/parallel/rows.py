@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding
+from jax.sharding import NamedSharding, Sharding
 from jaxtyping import PyTree
 
 from vlm_jax.batch import Batch
@@ -52,7 +52,7 @@ def put_batch(batch: Batch, layout: Layout) -> Batch:
     return result
 
 
-def put_same(tree: PyTree, sharding: NamedSharding) -> PyTree:
+def put_same(tree: PyTree, sharding: Sharding) -> PyTree:
     """Arrays on the devices of all processes, from values that all of them have alike."""
 
     def put(value: Any) -> jax.Array:

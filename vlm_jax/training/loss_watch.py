@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from vlm_jax.config import LossPolicy
-from vlm_jax.parallel import Layout, replicated
+from vlm_jax.parallel import Layout, put_same, replicated
 
 FILE = "loss_watch.json"
 """Name of the watch among a checkpoint's files."""
@@ -66,7 +66,7 @@ def first_watch(policy: LossPolicy, layout: Layout, saved: bytes | None = None) 
         return None
     values = json.loads(saved) if saved else {"steps": 0, "mean": 0.0, "variance": 0.0}
     steps, mean, variance = np.int32(values["steps"]), np.float32(values["mean"]), np.float32(values["variance"])
-    return jax.device_put(LossWatch(steps, mean, variance), replicated(layout))  # type: ignore[arg-type]
+    return put_same(LossWatch(steps, mean, variance), replicated(layout))  # type: ignore[arg-type]
 
 
 def abstract_watch(policy: LossPolicy, layout: Layout) -> LossWatch | None:

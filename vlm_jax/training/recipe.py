@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import hashlib
 import itertools
 import logging
 from collections.abc import Iterator, Mapping
@@ -12,23 +13,25 @@ from etils import epath
 from rich.console import Console
 
 from data_pipelines.loader import Loader, make_loader
-from data_pipelines.quarantine import Quarantine
 from vlm_jax.batch import Batch
 from vlm_jax.checkpoints import CheckpointManager, DamagedError, abstract_params, newest_step
 from vlm_jax.config import Experiment, Stage
 from vlm_jax.errors import UserError
 from vlm_jax.models.vlm import VLM
 from vlm_jax.optim import assign_rules
-from vlm_jax.parallel import Layout, build_layout, check_fits, use_layout
+from vlm_jax.parallel import Layout, build_layout, check_fits, replicated, use_layout
+from vlm_jax.parallel.processes import agree, count, is_first
+from vlm_jax.serialise import to_json
 from vlm_jax.training.displays import ProgressDisplay, TensorBoard
 from vlm_jax.training.features import check_cached_features, open_features
 from vlm_jax.training.hooks import CheckpointHook, Preemption, ValidationHook
-from vlm_jax.training.lines import MetricsFile, rewind_metrics
+from vlm_jax.training.lines import Line, MetricsFile, rewind_metrics
 from vlm_jax.training.loop import Hook, run_stage
 from vlm_jax.training.loss_policy import LossGuard, RollBack
 from vlm_jax.training.program import StageProgram, build_program
-from vlm_jax.training.recorder import Recorder
+from vlm_jax.training.recorder import Recorder, Sink
 from vlm_jax.training.run import Run, checkpoint_directory, checkpoint_files
+from vlm_jax.training.share import SharedBatches, join_quarantines, open_quarantine, own_shards
 from vlm_jax.training.starts import keep_frozen_masters, restore_state, starting_params
 from vlm_jax.training.state import TrainState
 from vlm_jax.training.watchdog import Watchdog
@@ -192,49 +195,60 @@ def run_steps(
     done: int,
 ) -> TrainState:
     """Builds the step and the hooks of a stage and runs the loop."""
-    experiment, stages, stage = run.experiment, run.experiment.stages, program.stage
-    names = [entry.title for entry in stage.data.mixture]
-    finished = [s.name for s in stages[:index]]
-    with open_sinks(run, index, done) as (last_line, sinks):
-        guard = LossGuard(experiment.loss_policy, run.workdir, stage.name, done, experiment.checkpoints.retry_seconds)
-        recorder = Recorder(
-            guard,
-            stage.name,
-            names,
-            (experiment.log_every, experiment.checkpoints.every),
-            (MetricsFile(run.workdir / "metrics.jsonl", experiment.checkpoints.retry_seconds), board, display),
-            last_line,
-        )
-        files = checkpoint_files(run)
-        saving = CheckpointHook(manager, experiment.checkpoints.every, files, recorder, run.leaving)
+    experiment, stage = run.experiment, program.stage
+    names, checkpoints = [entry.title for entry in stage.data.mixture], experiment.checkpoints
+    with open_sinks(run, index, done) as (last_line, sinks), run.watchdog as watchdog:
+        guard = LossGuard(experiment.loss_policy, run.workdir, stage.name, done, checkpoints.retry_seconds)
+        recorder = Recorder(guard, stage.name, names, (experiment.log_every, checkpoints.every), sinks, last_line)
+        saving = CheckpointHook(manager, checkpoints.every, checkpoint_files(run), recorder, run.leaving)
         hooks: list[Hook] = [*validation_hooks(program, batches), recorder, saving]
         if experiment.loss_policy.rolls_back and manager.latest_step() is None:
             saving.save(0, state, batches.batches.get_state(), wait=True)  # there must be something to go back to
-        try:
-            with run.watchdog as watchdog:
-                return run_stage(
-                    state,
-                    program.whole_step,
-                    batches.batches,
-                    run.layout,
-                    done,
-                    stage.steps,
-                    hooks,
-                    left_out=guard.left_out,
-                    begin=watchdog.begin,
-                )
-        finally:
-            board.close()
+        return run_stage(
+            state,
+            program.whole_step,
+            batches.batches,
+            run.layout,
+            done,
+            stage.steps,
+            hooks,
+            left_out=guard.left_out,
+            begin=watchdog.begin,
+        )
+
+
+@contextlib.contextmanager
+def open_sinks(run: Run, index: int, done: int) -> Iterator[tuple[Line | None, tuple[Sink, ...]]]:
+    """The last line of metrics.jsonl that stays, and where lines of a stage go; of several processes one writes them.
+
+    Args:
+        run: whose workdir and console.
+        index: of the stage.
+        done: steps of it that are done.
+    """
+    if not is_first():
+        yield None, ()
+        return
+    stages, path = run.experiment.stages, run.workdir / "metrics.jsonl"
+    stage, before = stages[index], stages[:index]
+    last_line = rewind_metrics(path, [s.name for s in before], stage.name, done)
+    board = TensorBoard(run.workdir, sum(s.steps for s in before), done)
+    file = MetricsFile(path, run.experiment.checkpoints.retry_seconds)
+    with ProgressDisplay(run.console, stage.name, stage.steps, done) as display, contextlib.closing(board):
+        yield last_line, (file, board, display)
 
 
 def check_rows(stage: Stage, layout: Layout) -> None:
-    """Raises UserError if the rows of a batch, or of a part of it, do not divide among the devices that take rows."""
+    """Raises UserError if the rows of a batch, or of a part of it, do not divide among the devices that take rows, or
+    its shards among the processes.
+    """
     devices, rows = layout.devices("batch"), stage.data.rows // stage.accumulation
     if rows % devices:
         raise UserError(
             f"stage {stage.name}: {rows} rows (data.rows / accumulation) do not divide among "
             f"{' x '.join(layout.axes('batch'))} = {devices} devices; change the rows or the mesh"
         )
+    own_shards(stage.data, layout)
 
 
 def validation_hooks(program: StageProgram, batches: StageData) -> list[ValidationHook]:
@@ -244,7 +258,8 @@ def validation_hooks(program: StageProgram, batches: StageData) -> list[Validati
         return []
     names = [entry.title for entry in stage.validation.mixture]
     objective, frozen = program.objective(len(names)), program.encoder
-    sums = jax.jit(lambda params, batch: objective(params, batch)[1])
+    everywhere = replicated(program.layout)
+    sums = jax.jit(lambda params, batch: objective(params, batch)[1], out_shardings=everywhere)
     measure = sums if frozen is None else lambda params, batch: sums(params, frozen(params, batch))
     return [ValidationHook(batches.held_out, measure, names, stage.validation.every, program.layout)]
 

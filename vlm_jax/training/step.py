@@ -91,11 +91,11 @@ def pass_over(state: TrainState) -> TrainState:
 def compile_step(step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]], state: TrainState) -> Any:
     """The step under jit; it gives up the state it is given, and the new one lies as the old one did.
 
-    Were the layout left to the compiler, parameters could move after the first step, and the second would be compiled
-    anew for where they lie then.
+    Metrics are on all devices, as the state's counter is, so every process can read them. Were the layout left to the
+    compiler, parameters could move after the first step, and the second would be compiled anew for where they lie then.
     """
     shardings = jax.tree.map(lambda x: x.sharding, state)
-    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
+    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, shardings.step))
 
 
 def _add_up(function: Callable[[Batch], PyTree], parts: Batch) -> PyTree:

@@ -15,6 +15,7 @@ from vlm_jax.checkpoints.reference import load_reference_processor
 from vlm_jax.config import OWN_STARTS, Experiment
 from vlm_jax.convert.processors import chat_template_for
 from vlm_jax.errors import UserError
+from vlm_jax.parallel.processes import first_does, gather_json
 from vlm_jax.serialise import differences, to_json, to_plain
 
 log = logging.getLogger(__name__)
@@ -40,9 +41,21 @@ def open_workdir(experiment: Experiment, workdir: epath.PathLike, allow_config_c
     """Makes the workdir or checks that it was begun with this experiment; keeps the config there.
 
     Raises:
-        UserError: if it cannot be written, or was begun with another config.
+        UserError: if it cannot be written, was begun with another config, or is not the same in all processes.
     """
     path = epath.Path(workdir).resolve()
+    first_does(lambda: _open(path, experiment, allow_config_change))
+    config = path / "config.json"
+    blind = [i for i, sees in enumerate(gather_json(config.exists())) if not sees]
+    if blind:
+        raise UserError(
+            f"--workdir {path}: process {blind[0]} does not see what process 0 writes there; name a directory that "
+            "all hosts share, such as one in gs://"
+        )
+    return path
+
+
+def _open(path: epath.Path, experiment: Experiment, allow_config_change: bool) -> None:
     config = path / "config.json"
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -57,7 +70,6 @@ def open_workdir(experiment: Experiment, workdir: epath.PathLike, allow_config_c
         partial.replace(config)
     except OSError as error:
         raise _unusable(path, error) from None
-    return path
 
 
 def _unusable(path: epath.Path, error: OSError) -> UserError:
@@ -117,13 +129,18 @@ def _harmless(field: str, new: dict[str, Any], begun_stages: list[str]) -> bool:
 
 
 def prepare_processor(experiment: Experiment, workdir: epath.Path) -> Processor:
-    """The processor that the workdir keeps; a new run trains its tokenizer on the texts of its own stages."""
+    """The processor that the workdir keeps; a new run trains its tokenizer on the texts of its own stages.
+
+    Of several processes the first one does, and the others read what it wrote.
+    """
     directory = workdir / "processor"
-    if (directory / "processor.json").exists():
-        return load_processor(directory)
-    processor = build_processor(experiment)
-    processor.save(directory)
-    return processor
+
+    def make() -> None:
+        if not (directory / "processor.json").exists():
+            build_processor(experiment).save(directory)
+
+    first_does(make)
+    return load_processor(directory)
 
 
 def build_processor(experiment: Experiment) -> Processor:
