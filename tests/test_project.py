@@ -1,6 +1,5 @@
 """The project as a whole: every experiment traces and is dumped, the wheel holds what it should, locks are locks."""
 
-import functools
 import importlib.metadata
 import json
 import re
@@ -17,16 +16,12 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from vlm_jax.batch import Batch
-from vlm_jax.checkpoints import abstract_params
-from vlm_jax.config import Experiment, Stage, load_experiment
-from vlm_jax.losses.next_token import next_token_objective
+from vlm_jax.config import Experiment, load_experiment
 from vlm_jax.models.presets import PRESETS
-from vlm_jax.models.vlm import VLM, VLMConfig
-from vlm_jax.optim import assign_rules, build_optimizer, split
+from vlm_jax.models.vlm import VLMConfig
+from vlm_jax.parallel import MeshConfig, build_layout, use_layout
 from vlm_jax.serialise import from_plain, to_json
-from vlm_jax.training.state import TrainState
-from vlm_jax.training.step import train_step
+from vlm_jax.training.program import build_program
 
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = ROOT / "tests" / "golden"
@@ -70,36 +65,15 @@ def test_no_golden_dump_is_left_over() -> None:
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
 def test_every_stage_of_an_experiment_traces(path: Path) -> None:
     experiment = load_experiment(str(path))
-    for stage in experiment.stages:
-        state, batch, step = abstract_step(experiment, stage)
-        after, metrics = jax.eval_shape(step, state, batch)
+    layout = build_layout(MeshConfig())
+    for index, stage in enumerate(experiment.stages):
+        program = build_program(experiment, index, layout)
+        with use_layout(layout):
+            state, batch = program.abstract_state(), program.abstract_encoded()
+            after, metrics = jax.eval_shape(program.step, state, batch)
         assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(lambda x: (x.shape, x.dtype), state)
         assert metrics["loss"].shape == ()
         assert metrics["cross_entropy"].shape == (len(stage.data.mixture),)
-
-
-def abstract_step(experiment: Experiment, stage: Stage) -> tuple:
-    """The stage's (state, batch) as shapes, and its step: what `training.recipe` would compile."""
-    config, data = experiment.model, stage.data
-    params = abstract_params(VLM(config))
-    rules = assign_rules(stage.optimizer.table, params)
-    optimizer = build_optimizer(stage.optimizer, rules, stage.steps)
-    trained, frozen = split(params, rules)
-    frozen = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, config.precision.compute), frozen)
-    counter = jax.ShapeDtypeStruct((), "int32")
-    state = TrainState(counter, trained, frozen, jax.eval_shape(optimizer.init, trained))  # type: ignore[arg-type]
-    batch = Batch.spec(
-        data.rows, data.length, images=data.images, image_size=config.image_size, examples=data.budget.entries
-    )
-    forward, count, chunk = VLM(config).apply, len(data.mixture), stage.objective.chunk
-    step = functools.partial(
-        train_step,
-        objective=lambda params, part: next_token_objective(forward, params, part, count, chunk),
-        optimizer=optimizer,
-        rate=stage.optimizer.schedule.build(stage.steps),
-        accumulation=stage.accumulation,
-    )
-    return state, batch, step
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,47 @@
+"""A 70B decoder on a large slice: the 8B experiment with Llama 3's 70B sizes.
+
+vlm rehearse experiments/pod_70b.py --topology v5p:8x8x8
+"""
+
+import dataclasses
+from pathlib import Path
+
+from vlm_jax.config import Experiment, Parts, load_experiment
+from vlm_jax.models.decoder import DecoderConfig
+from vlm_jax.parallel import MeshConfig
+
+PARTS = Parts(encoder="gs://BUCKET/siglip-so400m-patch14-384", decoder="gs://BUCKET/Llama-3.1-70B")
+
+
+def decoder_70b() -> DecoderConfig:
+    """Llama 3's 70B (Llama Team 2024, table 3)."""
+    return DecoderConfig(
+        vocabulary_size=128_256,
+        width=8192,
+        layers=80,
+        heads=64,
+        key_value_heads=8,
+        head_size=128,
+        mlp_width=28_672,
+        context=131_072,
+        rope_base=500_000.0,
+        tied_embeddings=False,
+        remat="full",
+    )
+
+
+def experiment() -> Experiment:
+    """All three stages, at 1,024 rows a batch: two on each chip."""
+    small = load_experiment(str(Path(__file__).with_name("pod_8b.py")))
+    stages = tuple(
+        dataclasses.replace(stage, data=dataclasses.replace(stage.data, rows=1024, virtual_shards=512))
+        for stage in small.stages
+    )
+    return dataclasses.replace(
+        small,
+        name="pod_70b",
+        model=dataclasses.replace(small.model, decoder=decoder_70b()),
+        parts=PARTS,
+        stages=stages,
+        mesh=MeshConfig(data=1, fsdp=-1),
+    )
