@@ -15,6 +15,7 @@ import dataclasses
 import math
 
 from vlm_jax.errors import UserError
+from vlm_jax.parallel.peaks import TPU_PEAKS
 
 GIB = 2**30
 GB = 10**9
@@ -86,7 +87,7 @@ CHIPS = {
     for chip in (
         Chip(
             name="v4",
-            peak_flops=275e12,
+            peak_flops=TPU_PEAKS["v4"],
             mxu=128,
             hbm_bytes=int(30.75 * GIB),
             hbm_bandwidth=1200e9,
@@ -104,7 +105,7 @@ CHIPS = {
         ),
         Chip(
             name="v5e",
-            peak_flops=197e12,
+            peak_flops=TPU_PEAKS["v5e"],
             mxu=128,
             hbm_bytes=int(15.75 * GIB),
             hbm_bandwidth=819e9,
@@ -121,7 +122,7 @@ CHIPS = {
         ),
         Chip(
             name="v5p",
-            peak_flops=459e12,
+            peak_flops=TPU_PEAKS["v5p"],
             mxu=128,
             hbm_bytes=int(95.74 * GIB),
             hbm_bandwidth=2765e9,
@@ -138,7 +139,7 @@ CHIPS = {
         ),
         Chip(
             name="v6e",
-            peak_flops=918e12,
+            peak_flops=TPU_PEAKS["v6e"],
             mxu=256,
             hbm_bytes=int(31.25 * GIB),
             hbm_bandwidth=1638e9,
