@@ -14,12 +14,13 @@ from jaxtyping import Array, Float, Int
 
 from vlm_jax.models.attention import AttentionKernel, attention, attention_over_cache
 from vlm_jax.models.cache import KeyValueCache, empty_cache
+from vlm_jax.models.embedding import look_up
 from vlm_jax.models.insertion import Inserted, scan_with_inserted, unstacked
 from vlm_jax.models.layers import Activation, GatedMLP, Precision, Projection, RMSNorm, parameter
 from vlm_jax.models.placement import constrain
 from vlm_jax.models.rematerialisation import RematPolicy, named, remat
 from vlm_jax.models.rope import RopeScaling, Turns, rope_turns, rotary
-from vlm_jax.models.sight import RowSight, needs_whole_keys
+from vlm_jax.models.sight import RowSight, gathered
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,12 +158,9 @@ class SelfAttention(nn.Module):
             keys = RMSNorm(precision, c.norm_epsilon, c.norm_offset, name="key_norm")(keys)
         queries, keys = named("query", rotary(queries, turns)), named("key", rotary(keys, turns))
         values = named("value", values)
-        if cache is None and needs_whole_keys(mask):  # each query's device needs keys and values of the whole row
-            gathered = ("batch", "key_length", "act_heads", "head_size")
-            keys, values = constrain(keys, gathered), constrain(values, gathered)
         options: Any = {"scale": c.query_scale or None, "softcap": c.attention_softcap}
         if cache is None:
-            y = attention(queries, keys, values, mask, **options)
+            y = attention(queries, gathered(keys, mask), gathered(values, mask), mask, **options)
         else:
             assert isinstance(mask, jax.Array)
             cache, keys, values = self.remember(cache, repeat, keys, values, x.shape[1])
@@ -274,7 +272,7 @@ class Decoder(nn.Module):
 
     def embed(self, tokens: Int[Array, "B S"]) -> Float[Array, "B S D"]:
         """Token ids -> their embeddings, in the compute dtype."""
-        x = self.embedding.astype(self.precision.compute)[tokens] * self.config.embedding_scale
+        x = look_up(self.embedding.astype(self.precision.compute), tokens) * self.config.embedding_scale
         return constrain(x, ("batch", "length", "act_embed"))
 
     def __call__(
@@ -375,6 +373,8 @@ class Decoder(nn.Module):
             logits = jnp.einsum("...d,vd->...v", hidden, table, preferred_element_type=jnp.float32)
         else:
             logits = jnp.einsum("...d,dv->...v", hidden, self.head.astype(dtype), preferred_element_type=jnp.float32)
+        if logits.ndim == 3:
+            logits = constrain(logits, ("batch", "length", "act_vocab"))
         return cap * jnp.tanh(logits / cap) if cap else logits
 
     def empty_cache(self, rows: int, length: int) -> KeyValueCache:

@@ -41,10 +41,10 @@ def axes_sharing(size: int, axis: str) -> tuple[str, ...]:
 
 
 def _context() -> tuple[dict[str, tuple[str, ...]], dict[str, int]]:
-    """What logical axes mean, and the devices along each axis of the mesh; axes that are mapped over are left out."""
+    """What logical axes mean, and the devices along each axis of the mesh that has several and is not mapped over."""
     rules = {name: (axes,) if isinstance(axes, str) else axes or () for name, axes in nn.get_logical_axis_rules()}
     mesh = jax.sharding.get_abstract_mesh()
-    return rules, {name: size for name, size in mesh.shape.items() if name not in mesh.manual_axes}
+    return rules, {name: size for name, size in mesh.shape.items() if size > 1 and name not in mesh.manual_axes}
 
 
 def _dividing(size: int, names: tuple[str, ...], sizes: dict[str, int]) -> tuple[str, ...]:

@@ -20,6 +20,7 @@ TABLE: Rules = (
     ("act_embed", ()),
     ("act_heads", ("tensor",)),
     ("act_mlp", ("tensor",)),
+    ("act_vocab", ("tensor",)),
     # of the image encoder and of adapters
     ("pictures", ("data", "fsdp", "sequence", "tensor")),
     ("patches", ()),
@@ -47,6 +48,7 @@ its own; the decoder's rows are shared by data and fsdp, and a row's positions a
 ACTIVATIONS = (
     ("batch", "length", "act_embed"),
     ("batch", "length", "act_mlp"),
+    ("batch", "length", "act_vocab"),
     ("batch", "length", "act_heads", "head_size"),
     ("batch", "key_length", "act_embed"),
     ("batch", "key_length", "act_heads", "head_size"),
