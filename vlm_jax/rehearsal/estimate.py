@@ -4,12 +4,18 @@ import dataclasses
 
 from vlm_jax.config import Experiment, Stage
 from vlm_jax.models.decoder import DecoderConfig
-from vlm_jax.parallel import build_layout
+from vlm_jax.parallel import Layout, build_layout
 from vlm_jax.rehearsal.machine import group_bandwidth
 from vlm_jax.rehearsal.topology import Topology, absent_devices
 
-_PIECES = 2.0
-"""Bytes of what is kept for the backward pass (bfloat16)."""
+_BF16, _F32 = 2.0, 4.0
+"""Bytes of an element."""
+
+_EFFICIENCY = 0.75
+"""Share of the peak that products reach."""
+
+_HOP_SECONDS = 1e-6
+"""Of a collective, for every device in its ring."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,52 +41,102 @@ def estimate(experiment: Experiment, stage: Stage, topology: Topology, params: i
         UserError: if the mesh does not make the topology's chips.
     """
     layout = build_layout(experiment.mesh, absent_devices(topology))
-    mesh, chip = layout.shape, topology.chip
-    decoder = experiment.model.decoder
-    shards = mesh["fsdp"] * mesh["tensor"]
-    rows = stage.data.rows / stage.accumulation / (mesh["data"] * mesh["fsdp"])
-    positions = rows * stage.data.length / mesh["sequence"]
-    kept = decoder.layers * positions * _kept_elements(decoder, mesh["tensor"]) * _PIECES
-    live = 8 * positions * max(decoder.width, decoder.mlp_width / mesh["tensor"]) * _PIECES
-    chunk = min(getattr(stage.objective, "chunk", 0) or stage.data.length, stage.data.length)
-    logits = 3 * 4 * rows * chunk / mesh["sequence"] * decoder.vocabulary_size / mesh["tensor"]
-    # Parameters, two moments and gradients in float32; what is frozen in bfloat16.
-    state = (16 * trained + 2 * (params - trained)) / shards
-    memory = state + kept + live + logits + 4 * params / decoder.layers / mesh["tensor"]
-
+    decoder, mesh = experiment.model.decoder, layout.shape
+    shares = mesh["data"] * mesh["fsdp"] * mesh["sequence"]
+    positions = stage.data.rows * stage.data.length / stage.accumulation / shares
+    memory = _memory(decoder, stage, layout, positions, params, trained)
+    again = _Recomputed.of(decoder, stage.data.length)
     tokens = stage.data.rows * stage.data.length
-    passes = (2 * params + 2 * params + 2 * trained) * (1 + _recomputed(decoder) / 3)
-    compute = passes * tokens / topology.chips / (0.75 * chip.peak_flops)
-    moved = stage.accumulation * (2 + (_recomputed(decoder) > 0)) * 2 * params / mesh["tensor"]
-    reduced = stage.accumulation * 4 * trained / mesh["tensor"]
-    wires = 0.0
+    products = (4 * params + 2 * trained + 2 * params * again.share) * tokens
+    compute = products / topology.chips / (_EFFICIENCY * topology.chip.peak_flops)
+    hidden, exposed = _wires(experiment, stage, topology, layout, positions, params, trained)
+    offloaded = 2 * decoder.layers * positions * stage.accumulation * _BF16 * again.offloaded / mesh["tensor"]
+    hidden += offloaded / topology.chip.host_link_bandwidth
+    return Estimate(memory, max(compute, hidden) + 0.1 * min(compute, hidden) + exposed)
+
+
+def _memory(decoder: DecoderConfig, stage: Stage, layout: Layout, positions: float, params: int, trained: int) -> float:
+    """State, what is kept for the backward pass, what a layer works on, and logits; bytes a chip."""
+    mesh = layout.shape
+    kept = decoder.width + _Recomputed.of(decoder, stage.data.length).kept / mesh["tensor"]
+    chunk = min(stage.objective.chunk or stage.data.length, stage.data.length)
+    logits = positions * chunk / stage.data.length * decoder.vocabulary_size / mesh["tensor"]
+    widest = max(decoder.width, decoder.mlp_width / mesh["tensor"])
+    # Parameters, two moments and gradients in float32; what is frozen in bfloat16; a few layers gathered whole.
+    state = (4 * _F32 * trained + _BF16 * (params - trained)) / (mesh["fsdp"] * mesh["tensor"])
+    gathered = 2 * _BF16 * params / decoder.layers / mesh["tensor"]
+    return state + gathered + positions * _BF16 * (decoder.layers * kept + 6 * widest) + 3 * _F32 * logits
+
+
+def _wires(
+    experiment: Experiment,
+    stage: Stage,
+    topology: Topology,
+    layout: Layout,
+    positions: float,
+    params: int,
+    trained: int,
+) -> tuple[float, float]:
+    """Seconds of communication that (runs beside compute, stands between products)."""
+    decoder, mesh, parts = experiment.model.decoder, layout.shape, stage.accumulation
+
+    def rate(axis: str) -> float:
+        if topology.slices > 1 and experiment.mesh.across_slices == axis:
+            return topology.chip.dcn_bandwidth / topology.chips_of_a_host
+        return group_bandwidth(topology, layout.mesh, [axis])
+
+    hidden = exposed = 0.0
     if mesh["fsdp"] > 1:
-        wires += (moved + reduced) / group_bandwidth(topology, layout.mesh, ["fsdp"])
+        gathers = 2 if decoder.remat == "none" else 3
+        moved = parts * (gathers * _BF16 * params + _F32 * trained) / mesh["tensor"]
+        hidden += moved / rate("fsdp") + parts * gathers * decoder.layers * mesh["fsdp"] * _HOP_SECONDS
     if mesh["data"] > 1:
-        across = topology.slices > 1 and experiment.mesh.across_slices == "data"
-        slow = chip.dcn_bandwidth / topology.chips_of_a_host
-        bandwidth = slow if across else group_bandwidth(topology, layout.mesh, ["data"])
-        wires += 2 * 4 * trained / shards / bandwidth
-    exchanged = 4 * decoder.layers * positions * stage.accumulation * decoder.width * _PIECES
-    exposed = 0.0
+        hidden += 2 * _F32 * trained / (mesh["fsdp"] * mesh["tensor"]) / rate("data")
     for axis, share in (("tensor", 1.0), ("sequence", decoder.key_value_heads / decoder.heads)):
-        if mesh[axis] > 1:  # it stands between products that need it
-            exposed += 1.5 * share * exchanged / group_bandwidth(topology, layout.mesh, [axis])
-    return Estimate(memory, max(compute, wires) + 0.1 * min(compute, wires) + exposed)
+        if mesh[axis] > 1:
+            times = parts * 6 * decoder.layers
+            exposed += times * (share * positions * decoder.width * _BF16 / rate(axis) + mesh[axis] * _HOP_SECONDS)
+    return hidden, exposed
 
 
-def _kept_elements(decoder: DecoderConfig, tensor: int) -> float:
-    """Elements a position and layer that stay for the backward pass."""
-    if decoder.remat == "full":
-        return decoder.width
-    heads = (decoder.heads + 2 * decoder.key_value_heads) * decoder.head_size
-    products = (heads + 2 * decoder.mlp_width) / tensor + 2 * decoder.width
-    return decoder.width + products * (2.0 if decoder.remat == "none" else 1.0)
+@dataclasses.dataclass(frozen=True)
+class _Recomputed:
+    """What a rematerialisation policy costs a layer and position; the table is `models/rematerialisation.py`'s."""
 
+    kept: float
+    """Numbers on the chip besides the layer's input."""
+    offloaded: float
+    """Numbers on the host."""
+    share: float
+    """Of the layer's forward products, those that run again."""
 
-def _recomputed(decoder: DecoderConfig) -> float:
-    """Share of the forward pass that is done again."""
-    return {"none": 0.0, "full": 1.0}.get(decoder.remat, 0.15)
+    @classmethod
+    def of(cls, decoder: DecoderConfig, length: int) -> "_Recomputed":
+        width, middle = decoder.width, decoder.mlp_width
+        heads, groups = decoder.heads * decoder.head_size, decoder.key_value_heads * decoder.head_size
+        qkv, scores = 2 * heads + 2 * groups, heads * length
+        numbers = {
+            "none": qkv + 4 * width + 3 * middle,
+            "attention": heads,
+            "qkv": qkv,
+            "all_but_mlp": qkv + width,
+            "products": qkv + width + 2 * middle,
+            "weight_dots": qkv - heads + width + 2 * middle,
+            "dots": qkv + width + 2 * middle + decoder.heads * length,
+        }
+        inwards, outwards, mlp = width * (heads + 2 * groups), heads * width, 2 * width * middle
+        again = {
+            "full": inwards + outwards + mlp + scores,
+            "attention": inwards + outwards + mlp,
+            "qkv": outwards + mlp,
+            "all_but_mlp": mlp,
+            "weight_dots": scores,
+        }
+        name = decoder.remat.removeprefix("save_").removeprefix("offload_")
+        kept = float(numbers.get(name, 0))
+        away = decoder.remat.startswith("offload_")
+        share = again.get(name, 0) / (inwards + outwards + 1.5 * mlp + scores)
+        return cls(0.0 if away else kept, kept if away else 0.0, share)
 
 
 def divisors(number: int) -> list[int]:

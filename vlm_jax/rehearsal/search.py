@@ -12,7 +12,7 @@ from rich.table import Table
 
 from vlm_jax.config import Experiment
 from vlm_jax.errors import UserError
-from vlm_jax.models.layers import RematPolicy
+from vlm_jax.models.rematerialisation import RematPolicy
 from vlm_jax.parallel import MeshConfig, build_layout
 from vlm_jax.rehearsal.estimate import Estimate, divisors, estimate, factorisations
 from vlm_jax.rehearsal.report import stage_json, versions
@@ -139,15 +139,54 @@ def search_stage(
             f"search: {stage.data.rows} rows of {stage.data.length} divide over no mesh of {topology.chips} chips that "
             "is estimated to fit; change data.rows, or take other chips"
         )
-    tried = []
-    for number, (choice, expected) in enumerate(ranked[: budget.compiles], 1):
-        if time.monotonic() - begun > 60 * budget.minutes:
+    tried: list[Candidate] = []
+    while len(tried) < budget.compiles and time.monotonic() - begun < 60 * budget.minutes:
+        following = next_choice(ranked, tried, explore=len(tried) < (budget.compiles + 1) // 2)
+        if following is None:
             break
-        with watch(f"{number} of {min(len(ranked), budget.compiles)}: {choice}"):
-            tried.append(_compiled(experiment, index, topology, choice, expected))
+        with watch(f"{len(tried) + 1} of at most {budget.compiles}: {following[0]}"):
+            tried.append(_compiled(experiment, index, topology, *following))
         jax.clear_caches()  # programs of one choice are of no use to another
-    tried.sort(key=lambda one: (not one.fits, one.report.scheduled if one.report else 0.0, one.expected.seconds))
-    return Found(index, len(ranked), tuple(tried))
+    return Found(index, len(ranked), tuple(sorted(tried, key=_order)))
+
+
+def next_choice(
+    ranked: Sequence[tuple[Choice, Estimate]], tried: Sequence[Candidate], explore: bool
+) -> tuple[Choice, Estimate] | None:
+    """What to compile next: while exploring, the best choice of a mesh that is new; then others of the best mesh.
+
+    A choice is left out if one of the same mesh did not fit that was expected to need no more memory.
+
+    Args:
+        ranked: choices, the one expected to be fastest first.
+        tried: so far.
+        explore: whether meshes are still being explored.
+    """
+    done = {str(candidate.choice) for candidate in tried}
+    too_large = {
+        str(candidate.choice.mesh): candidate.expected.memory
+        for candidate in sorted(tried, key=lambda candidate: -candidate.expected.memory)
+        if not candidate.fits
+    }
+    left = [
+        (choice, expected)
+        for choice, expected in ranked
+        if str(choice) not in done and expected.memory < too_large.get(str(choice.mesh), float("inf"))
+    ]
+    meshes = {str(candidate.choice.mesh) for candidate in tried}
+    new = [one for one in left if str(one[0].mesh) not in meshes]
+    best = min(tried, key=_order, default=None)
+    alike = [one for one in left if best is not None and best.fits and one[0].mesh == best.choice.mesh]
+    for some in (new, alike) if explore else (alike, left):
+        if some:
+            return some[0]
+    return None
+
+
+def _order(candidate: Candidate) -> tuple[bool, float, float]:
+    """Fastest first; what does not fit comes last."""
+    seconds = candidate.report.scheduled if candidate.report else 0.0
+    return not candidate.fits, seconds, candidate.expected.seconds
 
 
 def _compiled(experiment: Experiment, index: int, topology: Topology, choice: Choice, expected: Estimate) -> Candidate:
