@@ -140,27 +140,30 @@ watch_slice() {
   done
 }
 
-# Sets ended (so many workers have), result (0; 75 if one asks for a restart or was lost; else the first fault's code),
-# gone, and culprit ("SLICE WORKER" of the first fault).
+# Sets ended (so many workers have), result (0; 75 if one asks for a restart; the first fault's code), culprit ("SLICE
+# WORKER" of that fault), lost and gone. Where a machine was taken away the others fail for want of it, so that is a
+# restart and no fault of theirs.
 read_codes() {
   local slice worker code seen=' '
-  ended=0 result=0 gone=false culprit=''
+  ended=0 result=0 gone=false lost=false culprit=''
   while read -r slice worker code; do
     if [[ $seen == *" $slice.$worker "* ]]; then continue; fi
     seen+="$slice.$worker "
     ((++ended))
     case $code in
       0) ;;
-      gone) gone=true ;&
-      75 | lost) if ((result == 0)); then result=75; fi ;;
+      gone) gone=true lost=true ;;
+      lost) lost=true ;;
+      75) if ((result == 0)); then result=75; fi ;;
       *) if [[ -z $culprit ]]; then result=$code culprit="$slice $worker"; fi ;;
     esac
   done < "$scratch/codes"
+  if $lost; then result=75 culprit=''; fi
 }
 
 # One attempt, from start to end on all workers; returns its exit code.
 follow_attempt() {
-  local attempt=$1 slice workers=0 coordinator='' log hosts=() found ended result gone culprit
+  local attempt=$1 slice workers=0 coordinator='' log hosts=() found ended result gone lost culprit
   for slice in "${!nodes[@]}"; do
     read -r -a found <<< "$(addresses "${nodes[slice]}")"
     coordinator=${coordinator:-${found[0]}}
@@ -184,13 +187,14 @@ follow_attempt() {
   log=$!
   await_end
   await_log "$log"
+  if [[ -n $culprit && $(overall_state) != READY ]]; then result=75 culprit=''; fi
   forget_jobs
   if [[ -n $culprit ]]; then show_fault "$attempt"; fi
   return "$result"
 }
 
-# Until every worker has ended. What is left of a broken run is told to end: at once after a fault, and after ten minutes
-# where others asked for a restart, since all save together.
+# Until every worker has ended. What is left of a run is told to end: at once after a fault or a loss, and after ten
+# minutes where others asked for a restart, since all save together.
 await_end() {
   local since='' told=false patience
   while true; do
@@ -200,7 +204,7 @@ await_end() {
     if ((result == 0)); then continue; fi
     since=${since:-$SECONDS}
     patience=600
-    if [[ -n $culprit ]]; then patience=0; fi
+    if [[ -n $culprit ]] || $lost; then patience=0; fi
     if ! $told && ((SECONDS - since >= patience)); then
       told=true
       say "ending the command on the other workers"

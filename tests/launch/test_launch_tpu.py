@@ -104,6 +104,15 @@ def test_a_preempted_tpu_is_made_anew(queued: bool, cloud: Cloud) -> None:
     assert "its machines are gone, so it is made anew" in result.stderr
 
 
+def test_those_who_fail_for_want_of_a_machine_that_was_taken_away_are_no_fault(cloud: Cloud) -> None:
+    cloud.plan("first-0", "1")
+    cloud.plan("first-1", "preempted")
+    result = cloud.launch(*FLAGS, "--spot", *COMMAND)
+    assert result.returncode == 0, result.stderr
+    assert len(cloud.calls(" create ")) == 2
+    assert "failed with" not in result.stderr
+
+
 @pytest.mark.parametrize(
     ("code", "other"), [("1", "hang"), ("2", "hang"), ("137", "hang"), ("1", "deaf")], ids=lambda x: str(x)
 )
