@@ -6,11 +6,12 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from vlm_jax.batch import Batch
 from vlm_jax.models.masks import Places, places, reference_mask, sees
 from vlm_jax.models.over_mesh import find_split
+from vlm_jax.models.placement import constrain
 from vlm_jax.models.splash import MaskBlocks, mask_blocks
 
 Kernel = Literal["xla", "splash", "splash_dynamic", "cudnn"]
@@ -94,9 +95,14 @@ def _row_sight(batch: Batch, window: int, kernel: Kernel, interpret: bool) -> Ro
     return FusedSight(mask) if kernel == "cudnn" else mask
 
 
-def needs_whole_keys(sight: RowSight) -> bool:
-    """Whether attention wants all keys of a row on each device; splash takes a part and gathers the rest itself."""
-    return not isinstance(sight, (SegmentSight, BlockSight))
+def gathered(x: Float[Array, "B S G K"], sight: RowSight) -> Float[Array, "B S G K"]:
+    """Keys or values as attention wants them: those of the whole row on each device that has queries of it.
+
+    Splash takes a device's part, and gathers the others itself.
+    """
+    if isinstance(sight, (SegmentSight, BlockSight)):
+        return x
+    return constrain(x, ("batch", "key_length", "act_heads", "head_size"))
 
 
 def is_long(queries: int, keys: int) -> bool:
