@@ -1,6 +1,7 @@
 """`vlm train`."""
 
 import argparse
+import logging
 from typing import Any
 
 from vlm_jax.commands.common import add_command, add_experiment, experiment_of, listed_overrides
@@ -9,6 +10,9 @@ from vlm_jax.errors import UserError
 _DESCRIPTION = """The workdir keeps everything: config.json, metrics.jsonl, tensorboard/, checkpoints/STAGE/STEP/,
 report.html. If it holds a checkpoint, the run goes on from there, and ends with the same parameters as a run that
 was never interrupted. SIGTERM and Ctrl-C save first and exit with 75: start the same command again.
+
+On the hosts of a TPU slice, start it on each: they find each other. Elsewhere say which process each one is:
+  vlm train FILE --workdir DIR --coordinator 10.0.0.2:8476 --processes 2 --process 0     and 1 on the other host
 
   vlm train experiments/quickstart.py --workdir runs/quickstart
   vlm train experiments/quickstart.py --workdir runs/short --stages.0.steps 50 --stages.1.steps 50"""
@@ -24,6 +28,15 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--allow-config-change", action="store_true", help="go on even if the workdir was begun with another config"
     )
+    several = parser.add_argument_group("several processes, each with devices of its own")
+    several.add_argument(
+        "--coordinator", metavar="HOST:PORT", help="where process 0 waits for the others (JAX_COORDINATOR_ADDRESS)"
+    )
+    several.add_argument("--processes", type=int, metavar="N", help="how many there are (JAX_NUM_PROCESSES)")
+    several.add_argument("--process", type=int, metavar="I", help="which one this is, from 0 (JAX_PROCESS_ID)")
+    several.add_argument(
+        "--silence", type=float, metavar="SECONDS", help="end if another gives no sign of life for so long (30)"
+    )
     parser.set_defaults(run=run)
 
 
@@ -35,8 +48,19 @@ def run(arguments: argparse.Namespace) -> None:
         raise UserError("--workdir is missing; name a directory for this run, such as --workdir runs/first")
     experiment = experiment_of(arguments)
 
-    from vlm_jax.evaluation.report import write_report
-    from vlm_jax.training.recipe import train
+    from vlm_jax.parallel import processes
 
-    train(experiment, arguments.workdir, allow_config_change=arguments.allow_config_change)
-    print(write_report(arguments.workdir))
+    place = processes.find_place(arguments.coordinator, arguments.processes, arguments.process)
+    silence = arguments.silence or processes.SILENCE_S
+    if not 5 <= silence <= 50:
+        raise UserError(f"--silence is {silence:g}: give 5 to 50 seconds")
+    with processes.joined(place, silence):
+        if not processes.is_first():
+            logging.getLogger("vlm_jax").setLevel(logging.WARNING)
+
+        from vlm_jax.evaluation.report import write_report
+        from vlm_jax.training.recipe import train
+
+        train(experiment, arguments.workdir, allow_config_change=arguments.allow_config_change)
+        if processes.is_first():
+            print(write_report(arguments.workdir))
