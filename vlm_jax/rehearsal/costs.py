@@ -165,7 +165,8 @@ class Costs:
     def _asynchronous(self, instruction: Instruction) -> tuple[float, float]:
         """Of what is begun, whose results are (destination, source, context): all is counted where it begins."""
         opcode, arrays = instruction.opcode, instruction.arrays
-        if opcode in ("copy-start", "slice-start"):
+        roots = [self.module.computations[name].root for name in instruction.called]
+        if opcode in ("copy-start", "slice-start") or any(root and root.opcode in _SLICES | {"copy"} for root in roots):
             small = min(arrays[:2], key=lambda array: array.elements)
             return _sum([(_moved(small, array), 1.0) for array in arrays[:2]])
         if opcode in ("send", "recv"):

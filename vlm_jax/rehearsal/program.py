@@ -52,7 +52,12 @@ class Traffic:
     seconds: float = 0.0
     """Alone on its wires."""
     exposed_seconds: float = 0.0
-    """Of those, what the compiled schedule leaves uncovered."""
+    """Of those, what the compiled schedule leaves uncovered; waiting for others on the same wires included."""
+
+    @property
+    def exposed_bytes(self) -> float:
+        """The share of `bytes` that the chip waits for."""
+        return self.bytes * min(1.0, self.exposed_seconds / self.seconds) if self.seconds else 0.0
 
 
 @dataclass(frozen=True)
