@@ -93,7 +93,9 @@ class LossGuard:
         return False
 
     def _note(self, action: str, cause: str, step: int, values: Mapping[str, np.ndarray], info: BatchInfo) -> Event:
-        rows = [row for rows in gather_json(info.example_ids) for row in rows]
+        of_processes = gather_json(info.example_ids)
+        # Processes that hold the same rows give the same ids.
+        rows = [row for i, own in enumerate(of_processes) if own not in of_processes[:i] for row in own]
         names = (*_WATCHED, *(("spike_limit",) if "spike_limit" in values else ()))
         event: Event = {
             "event": action,
