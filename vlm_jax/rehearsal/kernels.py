@@ -131,8 +131,10 @@ def _share(instruction: Instruction, operands: list[Array], queries: int, keys: 
 
 
 def _makes_queries(instruction: Instruction, queries: Array) -> bool:
-    """Whether a backward kernel gives the queries' gradient too: one summand a block of keys, so one dimension more."""
+    """Whether a backward kernel gives the queries' gradient, too: a summand for each block of keys, [rows,] blocks,
+    heads, queries, size.
+    """
     return any(
-        len(array.dims) > len(queries.dims) and array.dims[-len(queries.dims) :] == queries.dims
+        len(array.dims) == len(queries.dims) + 1 and array.dims[-3:] == queries.dims[-3:]
         for array in instruction.arrays
     )
