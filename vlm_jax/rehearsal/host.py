@@ -92,8 +92,8 @@ def _one_layer(leaf: Any) -> int:
 
 def _share(leaf: Any, topology: Topology) -> int:
     """Bytes of an array that the first host's chips hold, each part once."""
-    devices = leaf.sharding.mesh.devices.flat
-    first = next(iter(devices))
+    devices = list(leaf.sharding.mesh.devices.flat)
+    first = devices[0]
     places = leaf.sharding.devices_indices_map(leaf.shape)
     parts = {
         tuple((cut.start, cut.stop) for cut in places[device])

@@ -177,7 +177,7 @@ def next_choice(
     new = [one for one in left if str(one[0].mesh) not in meshes]
     best = min(tried, key=_order, default=None)
     alike = [one for one in left if best is not None and best.fits and one[0].mesh == best.choice.mesh]
-    for some in (new, alike) if explore else (alike, left):
+    for some in (new, alike, left) if explore else (alike, left):
         if some:
             return some[0]
     return None
