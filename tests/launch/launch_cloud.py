@@ -80,7 +80,7 @@ class Cloud:
 
     def launch(self, *arguments: str, answer: str = "") -> subprocess.CompletedProcess[str]:
         process = self.start(*arguments)
-        out, errors = process.communicate(answer, timeout=60)
+        out, errors = process.communicate(answer, timeout=150)
         return subprocess.CompletedProcess(process.args, process.returncode, out, errors)
 
     def calls(self, *words: str) -> list[str]:
@@ -97,11 +97,11 @@ class Cloud:
         return {path.stem for kind in ("nodes", "queue") for path in (self.root / kind).glob("*.json")}
 
     def until(self, what: str) -> None:
-        for _ in range(400):
+        for _ in range(1200):
             if (self.root / "runs").exists() and what in (self.root / "runs").read_text():
                 return
             time.sleep(0.05)
-        raise AssertionError(f"no {what} within 20 s")
+        raise AssertionError(f"no {what} within a minute")
 
     def processes(self) -> list[int]:
         """Those that were started for this cloud, by their environment."""

@@ -64,21 +64,14 @@ def test_what_fails_to_install_shows_the_workers_last_lines(cloud: Cloud) -> Non
     assert not (cloud.root / "runs").exists()
 
 
-def test_75_starts_it_again(cloud: Cloud) -> None:
+def test_one_worker_that_ends_with_75_starts_all_again(cloud: Cloud) -> None:
     cloud.plan("first-0", "75", "0")
-    cloud.plan("first-1", "75", "0")
     result = cloud.launch(*FLAGS, *COMMAND)
     assert result.returncode == 0, result.stderr
     assert len(cloud.runs()) == 4
     assert len(cloud.calls(" create ")) == 1
     assert "restart 1" in result.stderr
     assert result.stdout.count("step 1 on first-0") == 2
-
-
-def test_one_that_asks_for_a_restart_is_enough(cloud: Cloud) -> None:
-    cloud.plan("first-1", "75")
-    assert cloud.launch(*FLAGS, *COMMAND).returncode == 0
-    assert len(cloud.runs()) == 4
 
 
 def test_restarts_end(cloud: Cloud) -> None:
@@ -113,9 +106,7 @@ def test_those_who_fail_for_want_of_a_machine_that_was_taken_away_are_no_fault(c
     assert "failed with" not in result.stderr
 
 
-@pytest.mark.parametrize(
-    ("code", "other"), [("1", "hang"), ("2", "hang"), ("137", "hang"), ("1", "deaf")], ids=lambda x: str(x)
-)
+@pytest.mark.parametrize(("code", "other"), [("1", "hang"), ("2", "hang"), ("1", "deaf")], ids=lambda x: str(x))
 def test_a_fault_on_one_worker_stops_the_others(code: str, other: str, cloud: Cloud) -> None:
     cloud.plan("first-0", other)
     cloud.plan("first-1", code)
@@ -148,7 +139,7 @@ def test_a_cloud_that_is_out_of_reach_for_a_while_changes_nothing(cloud: Cloud) 
     process = cloud.start(*FLAGS, *COMMAND)
     cloud.until("first-0 slow")
     cloud.plan("unreachable", "yes", "yes")
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=150)
     assert process.returncode == 0, errors
     assert "gcloud cannot tell about first: (gcloud) the token has expired" in errors
     assert len(cloud.runs()) == 2
@@ -162,7 +153,7 @@ def test_a_worker_that_lost_its_run_is_started_again(cloud: Cloud) -> None:
     cloud.until("first-1 hang")
     # As a reboot would: nothing runs any more, and nobody wrote an exit code.
     os.killpg(int((cloud.root / "workers/first-1/vlm-jax-run/supervisor").read_text()), signal.SIGKILL)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=150)
     assert process.returncode == 0, errors
     assert len(cloud.runs()) == 4
     assert len(cloud.calls(" create ")) == 1
@@ -173,7 +164,7 @@ def test_ctrl_c_says_what_is_left_and_the_same_command_watches_it_again(cloud: C
     process = cloud.start(*FLAGS, *COMMAND)
     cloud.until("first-0 slow")
     os.killpg(process.pid, signal.SIGINT)
-    _, errors = process.communicate(timeout=20)
+    _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Still there, and billed: the TPU first, in zone here of project mine" in errors
     assert "launch_tpu.sh --stop --name first --project mine --zone here" in errors
@@ -202,7 +193,7 @@ def test_ctrl_c_with_delete_asks(answers: str, left: set[str], cloud: Cloud) -> 
     process.stdin = None
     cloud.until("first-0 hang")
     os.killpg(process.pid, signal.SIGINT)
-    _, errors = process.communicate(timeout=20)
+    _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Delete it now?" in errors
     assert cloud.there() == left
@@ -215,7 +206,7 @@ def test_stop_lets_the_command_save(cloud: Cloud) -> None:
     cloud.until("first-0 hang")
     cloud.until("first-1 hang")
     assert cloud.launch("--stop", *WHERE).returncode == 0
-    out, _ = process.communicate(timeout=20)
+    out, _ = process.communicate(timeout=60)
     assert process.returncode == 75
     assert "told to end" in out
     assert cloud.there() == {"first"}
