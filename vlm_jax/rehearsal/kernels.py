@@ -111,14 +111,14 @@ def splash(instruction: Instruction, operands: list[Array], attended_share: floa
 
 
 def _share(instruction: Instruction, operands: list[Array], queries: int, keys: int) -> float:
-    """Share of the blocks that a causal mask leaves, read off the shape of its table, int8[1, rows, columns].
+    """Share of the blocks that a causal mask leaves, read off the shape of the first operand, its table of blocks.
 
     Where a chip has a part of the queries, it is the last part: the others wait for it.
     """
-    tables = [array for array in operands if array.dtype in ("s8", "s16") and len(array.dims) == 3]
-    if not tables:
+    table = operands[0]
+    if table.dtype not in ("s8", "s16", "s32") or len(table.dims) != 3:
         return 1.0
-    rows, columns = tables[0].dims[1:]
+    rows, columns = table.dims[1:]
     block = _BLOCK.search(instruction.attributes)
     whole = keys // int(block[1]) if block and "fwd" in target(instruction) else columns
     if columns < whole:
