@@ -8,8 +8,9 @@ mask empties. With H query heads, S queries, T keys, head sizes D (queries, keys
     backward, keys and values    2·H·S·T·(2·D + 2·E)        scores again, of the weights, of the values, of the keys
     backward, fused              2·H·S·T·(3·D + 2·E)        all in one
 
-and the mask leaves a share of those. Its blocks stand in constants that the text leaves out, so unless the caller says
-how large the share is, a kernel with a table of blocks counts as causal, or as wide as a table made narrower.
+and the mask leaves a share of those. Which blocks it leaves stands in constants that the text omits, so unless the
+caller says how large the share is, a kernel with a table of blocks counts as causal, or, where the table is smaller
+than that (a window), as all of the table.
 """
 
 import re
@@ -19,7 +20,6 @@ from vlm_jax.rehearsal.hlo import Array, Instruction
 from vlm_jax.rehearsal.products import Product
 
 _SPLASH = re.compile(r"splash_m[hq]a_(fwd|dq|dkv)")
-_BLOCK = re.compile(r'"block_kv\\*": (\d+)')
 _FREE = frozenset(
     {
         "AllocateBuffer",
@@ -119,15 +119,24 @@ def _share(instruction: Instruction, operands: list[Array], queries: int, keys: 
     if table.dtype not in ("s8", "s16", "s32") or len(table.dims) != 3:
         return 1.0
     rows, columns = table.dims[1:]
-    block = _BLOCK.search(instruction.attributes)
-    whole = keys // int(block[1]) if block and "fwd" in target(instruction) else columns
-    if columns < whole:
-        return columns / whole
+    sides = [_block(instruction, side) for side in ("q", "kv")]
+    if all(sides):
+        everything = (queries // sides[0]) * (keys // sides[1])
+        if rows * columns < everything:
+            return rows * columns / everything
     before = keys - queries
     seen = sum(
         min(columns, -(-(before * rows + (row + 1) * queries) * columns // (rows * keys))) for row in range(rows)
     )
     return seen / (rows * columns)
+
+
+def _block(instruction: Instruction, side: str) -> int:
+    """Queries or keys of a block; 0 where the kernel's metadata does not say."""
+    found = _SPLASH.search(target(instruction))
+    ending = "" if found is None or found[1] == "fwd" else f"_{found[1]}"
+    size = re.search(rf'"block_{side}{ending}\\*": (\d+)', instruction.attributes)
+    return int(size[1]) if size else 0
 
 
 def _makes_queries(instruction: Instruction, queries: Array) -> bool:
