@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import math
+import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 from vlm_jax.config import Experiment
 from vlm_jax.models.flops import stage_flops
 from vlm_jax.parallel import Layout, build_layout, check_fits
+from vlm_jax.parallel.xla_flags import set_flags
 from vlm_jax.rehearsal.analysis import analyse
 from vlm_jax.rehearsal.calibration_table import Calibration, calibration_of
 from vlm_jax.rehearsal.compiler import Compiled, DoesNotFitError, compile_lowered
@@ -138,7 +140,6 @@ def rehearse_stage(
     index: int,
     topology: Topology,
     *,
-    options: Mapping[str, Any] | None = None,
     watch: Watch = no_watch,
 ) -> StageReport:
     """Compiles what a step of a stage runs and counts what it costs. A stage that does not fit has a report, too.
@@ -147,7 +148,6 @@ def rehearse_stage(
         experiment: what would be trained.
         index: of the stage.
         topology: where.
-        options: flags of the compiler besides the generation's own.
         watch: shows what is being done.
 
     Raises:
@@ -163,12 +163,13 @@ def rehearse_stage(
         lowered = program.lower()
     if program.stage.cache_features:
         lowered.pop("encoder", None)  # features come from the disk
+    options = compiler_flags(experiment, topology)
     machine, slices = build_machine(topology, layout.mesh), slice_numbers(layout.mesh)
     costs, compiled = {}, {}
     for name, one in lowered.items():
         with watch(f"{program.stage.name}: compiling the {name}"):
             try:
-                made = compile_lowered(one, dict(options or {}))
+                made = compile_lowered(one, options)
             except DoesNotFitError as error:
                 return dataclasses.replace(
                     report, peak_bytes=error.needed, tensors=error.tensors, compile_seconds=error.seconds
@@ -187,6 +188,14 @@ def rehearse_stage(
         programs=costs,
         host=host_needs(topology, program.stage, state, batch, step.host_bytes),
     )
+
+
+def compiler_flags(experiment: Experiment, topology: Topology) -> dict[str, Any]:
+    """The flags that a run on such a slice would set; what LIBTPU_INIT_ARGS says already stays, there as here."""
+    model = experiment.model
+    policies = [getattr(part, "remat", "") for part in (model.decoder, model.encoder)]
+    offload = any(policy.startswith("offload") for policy in policies)
+    return set_flags(topology.chip.name, topology.slices, offload=offload, environment=dict(os.environ))
 
 
 def _expectations(program: StageProgram, topology: Topology) -> StageReport:
