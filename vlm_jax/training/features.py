@@ -37,7 +37,8 @@ from vlm_jax.errors import UserError
 from vlm_jax.models.encoders import slots_together
 from vlm_jax.models.vlm import VLM
 from vlm_jax.optim import Rule
-from vlm_jax.parallel import Layout, replicated, row_sharding
+from vlm_jax.parallel import Layout, put_same, replicated, row_sharding
+from vlm_jax.parallel.processes import gather_json, is_first, wait_for_all
 from vlm_jax.serialise import to_json
 
 log = logging.getLogger(__name__)
@@ -84,6 +85,8 @@ class FrozenEncoder:
 
         self.encode = jax.jit(encode, out_shardings=self.sharding)
         """(the encoder's parameters, images, image_ids, tile_index) -> features; 0 in slots that are not in use."""
+        self.gather = jax.jit(lambda features: features, out_shardings=replicated(layout))
+        """Features -> the same on every device."""
 
     def lower(self, params: Mapping[str, Any], batch: Batch) -> Any:
         """The program lowered for abstract parameters and an abstract batch with pictures."""
@@ -147,6 +150,8 @@ def open_features(
 ) -> FeatureStore:
     """The features of every picture of the stage and its validation; those that are not kept yet are made.
 
+    Of several processes each decodes all of these, encodes those of its devices, and reads what the first one wrote.
+
     Args:
         experiment: gives the encoder's config and the cache's limits.
         stage: whose mixtures are listed.
@@ -157,20 +162,27 @@ def open_features(
         console: where progress is shown.
 
     Raises:
-        UserError: if the cache would grow too large, cannot be written or is damaged.
+        UserError: if the cache would grow too large, cannot be written, is damaged, or is not one for all processes.
     """
     directory = _directory(experiment.feature_cache, workdir) / _key(experiment, processor, params)
     shape = _shape(frozen, params, processor, stage)
     store = FeatureStore(directory, shape)
     mixture = [*stage.data.mixture, *(stage.validation.mixture if stage.validation else ())]
     missing = _missing(mixture, processor, store)
+    _check_shared(directory, len(missing))
     _check_size(stage, experiment.feature_cache, len(store) + sum(len(picture.names) for picture in missing), shape)
     kept_as = "pictures" if processor.pictures.tiling is None else "image slots"
     if missing:
         log.info("stage %s: encoding %d pictures once, into %s", stage.name, len(missing), directory)
         total = sum(len(picture.names) for picture in missing)
-        encoded = _encode_all(missing, stage, processor, frozen, params)
-        store.add(_shown(encoded, total, kept_as, stage.name, console))
+        encoded = _shown(_encode_all(missing, stage, processor, frozen, params), total, kept_as, stage.name, console)
+        if is_first():
+            store.add(encoded)
+        else:  # its devices are needed, but one writes
+            collections.deque(encoded, maxlen=0)
+        wait_for_all()
+        store = FeatureStore(directory, shape)
+        _check_shared(directory, sum(name not in store for picture in missing for name in picture.names))
     log.info("stage %s: features of %d %s are cached", stage.name, len(store), kept_as)
     return store
 
@@ -198,6 +210,17 @@ def _missing(mixture: Sequence[MixtureEntry], processor: Processor, store: Featu
         if any(name not in store for name in names):
             missing.append(_Picture(image, cut, names))
     return missing
+
+
+def _check_shared(directory: Path, missing: int) -> None:
+    """Raises UserError if processes do not find the same there."""
+    found = gather_json(missing)
+    for index, other in enumerate(found):
+        if other != found[0]:
+            raise UserError(
+                f"{directory}: process {index} lacks features of {other} pictures there, process 0 of {found[0]}; name "
+                "a feature_cache.directory that all hosts share"
+            )
 
 
 def _directory(config: FeatureCache, workdir: epath.Path) -> Path:
@@ -274,7 +297,8 @@ def _encode_all(
             flat_tiles[span] = picture.cut.tile_index
             names += picture.names
         ids.reshape(-1)[: len(names)] = 1
-        features = np.asarray(frozen.encode(encoder, *jax.device_put((images, ids, tile_index), frozen.sharding)))
+        encoded = frozen.encode(encoder, *put_same((images, ids, tile_index), frozen.sharding))
+        features = np.asarray(encoded if encoded.is_fully_addressable else frozen.gather(encoded))
         yield names, features.reshape(-1, *features.shape[2:])[: len(names)]
 
 
