@@ -45,7 +45,7 @@ COMMANDS = commands()
 
 def test_commands_were_found() -> None:
     assert {where for where, _ in COMMANDS} >= {"README.md", "docs/evaluation.md", "vlm_jax/cli.py"}
-    known = {"train", "eval", "compare", "generate", "serve", "convert", "data", "ablate"}
+    known = {"train", "eval", "compare", "generate", "serve", "convert", "data", "ablate", "rehearse"}
     assert {words[0] for _, words in COMMANDS} == known
 
 

@@ -15,9 +15,9 @@ predicts memory, communication, step time and MFU. No TPU is needed, only CPU an
 If a stage does not fit, it names the largest tensors and exits with 2.
 
   vlm rehearse experiments/mu.py --topology v5e:2x2
-  vlm rehearse experiments/pod_8b.py --topology v5p:4x4x4 --stage full --json rehearsal.json
+  vlm rehearse experiments/pod_8b.py --topology v5p:4x4x4 --stage pretrain --json rehearsal.json
   vlm rehearse experiments/pod_8b.py --topology v5e:16x16 --slices 2 --mesh.data 2 --mesh.fsdp 256
-  vlm rehearse experiments/pod_8b.py --topology v6e:16x16 --stage full --search --budget-compiles 12"""
+  vlm rehearse experiments/pod_8b.py --topology v6e:16x16 --stage pretrain --search --budget-compiles 12"""
 
 
 def add_parser(subparsers: Any) -> None:

@@ -242,11 +242,11 @@ _ROWS: tuple[tuple[str, Cell], ...] = (
     ("headroom", lambda s: f"{s.headroom:.1%}" if s.fits else "does not fit"),
     ("model FLOPs, all chips", lambda s: f"{s.model_flops:.3e}"),
     ("compiled FLOPs", _compiled(lambda s: f"{s.compiled_flops:.3e} ({s.compiled_flops / s.model_flops:.2f} x)")),
-    ("alone: compute", _resource("compute")),
-    ("HBM", _resource("hbm")),
-    ("ICI", _resource("ici")),
-    ("DCN", _resource("dcn")),
-    ("host's memory", _resource("host")),
+    ("compute, alone", _resource("compute")),
+    ("HBM, alone", _resource("hbm")),
+    ("ICI, alone", _resource("ici")),
+    ("DCN, alone", _resource("dcn")),
+    ("to and from the host, alone", _resource("host")),
     ("step, overlapped", _compiled(lambda s: _time(s, s.overlapped))),
     ("step, serial", _compiled(lambda s: _time(s, s.serial))),
     ("step, scheduled", _compiled(lambda s: _time(s, s.scheduled))),
@@ -258,4 +258,11 @@ _ROWS: tuple[tuple[str, Cell], ...] = (
     ("compiled in", lambda s: f"{s.compile_seconds:.0f} s"),
 )
 
-_SECTIONS = {"mesh", "headroom", "compiled FLOPs", "host's memory", "tokens/s/chip, calibrated", "compiled in"}
+_SECTIONS = {
+    "mesh",
+    "headroom",
+    "compiled FLOPs",
+    "to and from the host, alone",
+    "tokens/s/chip, calibrated",
+    "compiled in",
+}
