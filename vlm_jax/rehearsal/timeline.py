@@ -94,11 +94,11 @@ class Timeline:
     exposed: dict[Line, float] = field(default_factory=dict)
     """Seconds in which the chip waited, by what for."""
     _free: dict[Wire, float] = field(default_factory=dict)
-    _flying: dict[str, tuple[float, Line]] = field(default_factory=dict)
+    _flying: dict[str, Line] = field(default_factory=dict)
+    _ends: dict[str, float] = field(default_factory=dict)
+    """When what was begun under a key, last of all, is done."""
     _copies: deque[list] = field(default_factory=deque)
     """[key, seconds of HBM left], first come, first served."""
-    _begun: set[str] = field(default_factory=set)
-    _used: set[Wire] = field(default_factory=set)
 
     def run(self, steps: Sequence[Step]) -> float:
         """Walks along the whole program and returns when all of it is done."""
@@ -142,14 +142,13 @@ class Timeline:
         end = start + (0.0 if self.instant else wire_seconds(step.collective, self.machine))
         for wire in wires:
             self._free[wire] = end
-        self._used.update(wires)
-        self._begun.add(step.key)
-        self._flying[step.key] = (end, line_of(step.collective))
+        self._flying[step.key] = line_of(step.collective)
+        self._ends[step.key] = end
 
     def _wait(self, key: str) -> None:
         """Until what was begun under this key is done: communication, or else a copy and all copies before it."""
         if key in self._flying:
-            end, line = self._flying.pop(key)
+            end, line = self._ends[key], self._flying.pop(key)
             if end > self.now:
                 self.exposed[line] = self.exposed.get(line, 0.0) + end - self.now
                 self._pass(end - self.now)
@@ -165,21 +164,18 @@ class Timeline:
     def _repeat(self, step: Repeat) -> None:
         for before, after in step.carried.items():
             if before in self._flying:
-                self._flying[after] = self._flying.pop(before)
-        begun, used = self._begun, self._used
+                self._flying[after], self._ends[after] = self._flying.pop(before), self._ends[before]
+        start, waited, free, ends = self.now, dict(self.exposed), dict(self._free), dict(self._ends)
         for _ in range(min(step.trips, _TRIPS_WALKED)):
-            start, waited = self.now, dict(self.exposed)
-            self._begun, self._used = set(), set()
+            start, waited, free, ends = self.now, dict(self.exposed), dict(self._free), dict(self._ends)
             self._walk(step.steps)
-            begun, used = begun | self._begun, used | self._used
-        if step.trips > _TRIPS_WALKED:
-            more = step.trips - _TRIPS_WALKED
-            later = more * (self.now - start)
-            self.now += later
-            for line, seconds in self.exposed.items():
-                self.exposed[line] = seconds + more * (seconds - waited.get(line, 0.0))
-            for key in self._begun & self._flying.keys():
-                self._flying[key] = (self._flying[key][0] + later, self._flying[key][1])
-            for wire in self._used:
-                self._free[wire] += later
-        self._begun, self._used = begun, used
+        more = step.trips - _TRIPS_WALKED
+        if more <= 0:
+            return
+        self.now += more * (self.now - start)
+        for line, seconds in self.exposed.items():
+            self.exposed[line] = seconds + more * (seconds - waited.get(line, 0.0))
+        for wire, until in self._free.items():
+            self._free[wire] = until + more * (until - free.get(wire, until))
+        for key, end in self._ends.items():
+            self._ends[key] = end + more * (end - ends.get(key, end))

@@ -1,0 +1,123 @@
+"""The walk along a schedule: what runs beside what, and what is waited for."""
+
+import math
+
+import pytest
+
+from vlm_jax.rehearsal.collectives import Collective
+from vlm_jax.rehearsal.costs import Cost
+from vlm_jax.rehearsal.hlo import Instruction
+from vlm_jax.rehearsal.program import Machine
+from vlm_jax.rehearsal.steps import Await, Begin, Fetch, Repeat, Step, Work
+from vlm_jax.rehearsal.timeline import Timeline, wire_seconds
+
+MACHINE = Machine(
+    peak_flops=1.0,
+    hbm_bandwidth=1.0,
+    ici_bandwidth={"fsdp": 2.0, "tensor": 2.0, "fsdp+tensor": 4.0},
+    ici_default=1.0,
+    ici_hop_seconds=0.0,
+    dcn_bandwidth=1.0,
+    dcn_seconds=0.0,
+)
+"""One operation, or byte, a second; two bytes along an axis, one in each direction."""
+
+ANY = Instruction("x", "f32[]", "add", "", "")
+
+
+def work(flops: float, memory: float = 0.0) -> Work:
+    return Work(ANY, Cost(mxu_flops=flops, hbm_bytes=memory))
+
+
+def fetch(size: float, key: str) -> Fetch:
+    return Fetch(ANY, Cost(hbm_bytes=size), key)
+
+
+def begin(key: str, seconds: float, axes: str = "fsdp", direction: int = 0, network: str = "ici") -> Begin:
+    """A collective that takes so long."""
+    rate = 1.0 if network == "dcn" or direction else MACHINE.ici_bandwidth[axes]
+    kind = "collective-permute" if direction else "all-gather"
+    return Begin(ANY, Collective(kind, axes, network, 4, 0.0, seconds * rate, direction), key)
+
+
+def walk(*steps: Step, instant: bool = False) -> Timeline:
+    timeline = Timeline(MACHINE, ("fsdp", "tensor"), instant)
+    timeline.run(steps)
+    return timeline
+
+
+@pytest.mark.parametrize(
+    ("steps", "seconds", "exposed"),
+    [
+        ([work(3), work(1, 5)], 3 + 5, 0),
+        # What is not waited for at once runs beside the work.
+        ([begin("a", 4), Await("a"), work(3)], 7, 4),
+        ([begin("a", 4), work(3), Await("a")], 4, 1),
+        ([begin("a", 4), work(5), Await("a")], 5, 0),
+        ([begin("a", 4), work(3)], 4, 1),  # the program ends when all of it has
+        # One after the other on the same wires, together on others.
+        ([begin("a", 4), begin("b", 4), Await("a"), Await("b")], 8, 8),
+        ([begin("a", 4), begin("b", 4, "tensor"), Await("a"), Await("b")], 4, 4),
+        ([begin("a", 4), begin("b", 4, "fsdp+tensor"), Await("b")], 8, 8),
+        ([begin("a", 4, direction=1), begin("b", 4, direction=-1), Await("a"), Await("b")], 4, 4),
+        ([begin("a", 4, direction=1), begin("b", 4, direction=1), Await("a"), Await("b")], 8, 8),
+        ([begin("a", 4), begin("b", 4, network="dcn"), work(1), Await("a"), Await("b")], 4, 3),
+        # Copies have what HBM has left, first come, first served.
+        ([fetch(2, "a"), work(3), Await("a")], 3, 0),
+        ([fetch(2, "a"), work(3, 3), Await("a")], 5, 0),
+        ([fetch(2, "a"), work(3, 2), Await("a"), work(1)], 5, 0),
+        ([fetch(2, "a"), fetch(2, "b"), Await("b")], 4, 0),
+        ([fetch(2, "a"), begin("b", 2), Await("b"), Await("a")], 2, 2),
+        ([Await("never begun"), work(1)], 1, 0),
+    ],
+)
+def test_what_runs_beside_what(steps: list[Step], seconds: float, exposed: float) -> None:
+    timeline = walk(*steps)
+    assert timeline.now == pytest.approx(seconds)
+    assert sum(timeline.exposed.values()) == pytest.approx(exposed)
+
+
+@pytest.mark.parametrize("trips", [0, 1, 2, 3, 4, 50])
+@pytest.mark.parametrize(
+    "body",
+    [
+        [begin("a", 4), work(3), Await("a")],
+        [begin("a", 4), work(3)],
+        [work(1), begin("a", 2, direction=1), begin("b", 3, direction=-1), work(1), Await("a"), work(2), Await("b")],
+        [fetch(3, "a"), work(2), Await("a"), Repeat([begin("b", 2), work(3), Await("b")], 7)],
+        # Begun in one trip, waited for in the next.
+        [work(3), Await("a"), begin("a", 4), work(2)],
+    ],
+)
+def test_a_loop_is_its_body_again_and_again(body: list[Step], trips: int) -> None:
+    around = [begin("x", 60, "tensor"), work(1)], [Await("x"), work(1)]
+    looped = walk(*around[0], Repeat(body, trips), *around[1])
+    unrolled = walk(*around[0], *body * trips, *around[1])
+    assert looped.now == pytest.approx(unrolled.now)
+    assert looped.exposed == pytest.approx(unrolled.exposed)
+
+
+def test_a_loop_carries_on_what_was_begun_before_it() -> None:
+    body = [work(3), Await("inner"), begin("inner", 4)]
+    carried = walk(begin("outer", 4), Repeat(body, 5, {"outer": "inner"}), Await("inner"))
+    assert carried.now == pytest.approx(5 * 4 + 4)
+
+
+def test_with_wires_that_take_no_time_the_rest_is_left() -> None:
+    steps = [begin("a", 4), work(3), Await("a"), Repeat([begin("b", 4), Await("b"), work(2)], 10)]
+    assert walk(*steps, instant=True).now == pytest.approx(3 + 20)
+
+
+@pytest.mark.parametrize(
+    ("kind", "axes", "members", "seconds"),
+    [
+        ("all-gather", "fsdp", 16, 100 / 2 + 8),  # one ring: half of it either way
+        ("all-reduce", "fsdp", 16, 100 / 2 + 16),
+        ("all-gather", "fsdp+tensor", 16, 100 / 4 + 2 * math.sqrt(16) / 2),  # two rings
+        ("collective-permute", "fsdp", 2, 100 / 1 + 1),
+        ("all-gather", "other", 2, 100 / 1 + 1),
+    ],
+)
+def test_latency_of_hops(kind: str, axes: str, members: int, seconds: float) -> None:
+    machine = Machine(1.0, 1.0, MACHINE.ici_bandwidth, ici_default=1.0, ici_hop_seconds=1.0)
+    assert wire_seconds(Collective(kind, axes, "ici", members, 0.0, 100.0), machine) == pytest.approx(seconds)
