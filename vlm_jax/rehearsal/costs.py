@@ -53,6 +53,7 @@ _NO_ARITHMETIC = _FREE | {
     "rng-bit-generator",
 }
 _ALIASES = frozenset({"bitcast", "reshape", "copy", "get-tuple-element", "opt-barrier", "optimization-barrier"})
+_WIRES = ("all-", "reduce-scatter", "collective-", "ragged-", "send", "recv")
 _SLICES = frozenset({"dynamic-slice", "slice", "gather"})
 
 
@@ -121,7 +122,7 @@ class Costs:
             return sum((self._within(name) for name in instruction.called), Cost())
         if opcode in ("reduce", "reduce-window", "sort", "scatter", "map", "select-and-scatter"):
             return Cost(elementwise_flops=computation.by_name[instruction.operands[0]].arrays[0].elements)
-        if opcode in _NO_ARITHMETIC or not instruction.arrays:
+        if opcode in _NO_ARITHMETIC or opcode.startswith(_WIRES) or not instruction.arrays:
             return Cost()
         return Cost(elementwise_flops=instruction.arrays[0].elements)
 
@@ -236,7 +237,7 @@ class Costs:
         if made.opcode == "fusion":
             inner = self.module.computations[made.called[0]]
             return self._share_written(inner, inner.root.name) if inner.root and inner.root.opcode != "tuple" else 1.0
-        if made.opcode == "parameter" or made.opcode.startswith(("all-", "collective-")):
+        if made.opcode == "parameter" or made.opcode.startswith(_WIRES):
             return 0.0  # handed through, or written by the wires
         if made.opcode == "dynamic-update-slice":
             update = fused.by_name[made.operands[1]].arrays[0]
@@ -252,7 +253,7 @@ def _hands_on(user: Instruction, name: str) -> bool:
         return user.operands[0] == name and name not in user.operands[1:]
     if user.opcode == "custom-call":
         return kernels.is_free(user)
-    return user.opcode == "tuple" or user.opcode.startswith(("all-", "reduce-scatter", "collective-"))
+    return user.opcode == "tuple" or user.opcode.startswith(_WIRES)
 
 
 def _strip(computation: Computation, name: str) -> str:
