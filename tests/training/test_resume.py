@@ -31,10 +31,10 @@ os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
 """
 
 
-def start(workdir, largest_file=None):
+def start(workdir, *overrides, largest_file=None):
     """`vlm train` in a process of its own, maybe with a limit on file sizes; what it says goes to WORKDIR.log."""
     limited = ["-c", LIMITED, str(largest_file)] if largest_file else []
-    command = [sys.executable, *limited, "-m", "vlm_jax.cli", "train", str(TINY), "--workdir", str(workdir)]
+    command = [sys.executable, *limited, "-m", "vlm_jax.cli", "train", str(TINY), "--workdir", str(workdir), *overrides]
     with open(f"{workdir}.log", "a") as log:
         return subprocess.Popen(command, stdout=log, stderr=log, env=QUICK)
 
@@ -166,10 +166,11 @@ def test_a_full_disk_is_one_line_and_the_last_step_stays_usable(straight, tmp_pa
     workdir = tmp_path / "run"
     shutil.copytree(straight, workdir)
     shutil.rmtree(workdir / "checkpoints" / "instruct" / "12")
-    code = start(workdir, largest_file=40_000).wait(LIMIT_S)
+    code = start(workdir, "--checkpoints.retry-seconds", "2", largest_file=40_000).wait(LIMIT_S)
     log = said(workdir)
     assert code == 2, log
     assert "Traceback" not in log
+    assert "the disk is full; trying again in 1 s" in log
     (line,) = [line for line in log.splitlines() if line.startswith("vlm: ")]
     assert "could not save" in line
     assert "step 10 is whole" in line
