@@ -214,7 +214,8 @@ class CheckpointManager:
         where, number = self.directory / str(step), 1
         while (aside := self.directory / (f"{step}.damaged" + (f"-{number}" if number > 1 else ""))).exists():
             number += 1
-        log.warning("%s; it is set aside as %s, and %s", error.what, aside.name, instead)
+        if is_first():
+            log.warning("%s; it is set aside as %s, and %s", error.what, aside.name, instead)
         wait_for_all()  # none may be reading it still
         if is_first():
             try:

@@ -38,6 +38,8 @@ _STATUS = {
 }
 """Statuses with which messages of tensorstore (ValueError) and of TensorFlow's files begin."""
 _STATUS_AT_START = re.compile(rf"({'|'.join(_STATUS)})\b")
+_FULL_WORDS = ("No space left on device", "Disk quota exceeded", "File too large")
+"""What the system calls it, within messages of other statuses."""
 _CLIENTS = {"aiohttp", "gcsfs", "google", "requests", "urllib3"}
 """Libraries that speak with buckets below epath; their errors are of the connection, but for those of HTTP."""
 
@@ -54,11 +56,12 @@ def passing(error: BaseException | None) -> str:
 
 
 def _passing(error: BaseException) -> str:
-    if isinstance(error, OSError) and error.errno in _FULL:
+    message = str(error)
+    if (isinstance(error, OSError) and error.errno in _FULL) or any(words in message for words in _FULL_WORDS):
         return "the disk is full"
     if (isinstance(error, OSError) and error.errno in _LOST) or isinstance(error, ConnectionError | TimeoutError):
         return "it cannot be reached"
-    if found := _STATUS_AT_START.match(str(error)):
+    if found := _STATUS_AT_START.match(message):
         return _STATUS[found[1]]
     if type(error).__module__.split(".")[0] in _CLIENTS:
         code = getattr(error, "code", None) or getattr(error, "status", None)

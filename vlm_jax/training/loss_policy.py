@@ -107,8 +107,8 @@ class LossGuard:
         }
         ids = [name for row in rows for name in row]
         shown = ", ".join(ids[:8]) + (f" and {len(ids) - 8} more, see {self._path}" if len(ids) > 8 else "")
-        log.warning("stage %s, step %d: %s; %s; examples %s", self._stage, step, _told(event), _DONE[action], shown)
         if is_first():
+            log.warning("stage %s, step %d: %s; %s; examples %s", self._stage, step, _told(event), _DONE[action], shown)
             append_line(self._path, json.dumps(event, ensure_ascii=False), self._retry_seconds)
         return event
 
