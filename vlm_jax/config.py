@@ -67,6 +67,9 @@ class Stage:
     validation: Validation | None = None
     start_from: str = "previous"
     """previous: the stage before (random parameters for the first); scratch: random parameters; else a model REF."""
+    offload_optimizer: bool = False
+    """Moments of the optimiser lie in the host's memory and come to the device while it updates: less HBM, a slower
+    step, the same numbers (docs/speed.md)."""
     cache_features: bool = False
     """Encode every picture of the mixture and of the validation once and keep the features on disk. The encoder must be
     frozen and no entry augmented; it changes no bit of what is trained."""
@@ -248,6 +251,12 @@ class Experiment:
             raise UserError(f"log-every is {self.log_every}; give at least 1")
         if self.watchdog_seconds < 0:
             raise UserError(f"watchdog-seconds is {self.watchdog_seconds:g}; give a time, or 0 for no limit")
+        for stage in self.stages:
+            if stage.offload_optimizer and self.loss_policy.skips:
+                raise UserError(
+                    f"stage {stage.name}: offload-optimizer cannot go with a loss-policy that skips; set that "
+                    "to stop or roll_back, or leave offload-optimizer off"
+                )
         names = [stage.name for stage in self.stages]
         doubled = sorted({name for name in names if names.count(name) > 1})
         if not names or doubled:

@@ -10,6 +10,7 @@ from flax import traverse_util
 
 from vlm_jax.errors import UserError
 from vlm_jax.optim.muon import Axes, dimension_numbers
+from vlm_jax.optim.streaming import STREAMED, streamed
 from vlm_jax.optim.table import Rule
 
 
@@ -57,7 +58,12 @@ class OptimizerConfig:
 
 
 def build_optimizer(
-    config: OptimizerConfig, rules: Mapping[str, Rule], steps: int, axes: Mapping[str, Axes] | None = None
+    config: OptimizerConfig,
+    rules: Mapping[str, Rule],
+    steps: int,
+    axes: Mapping[str, Axes] | None = None,
+    *,
+    offload: bool = False,
 ) -> optax.GradientTransformation:
     """The chain for the trained parameters of one stage.
 
@@ -67,10 +73,12 @@ def build_optimizer(
         config: of the stage.
         rules: the rule of every parameter (`table.assign_rules`).
         steps: length of the stage, for the schedule.
-        axes: logical axes of every parameter by name; muon needs them to tell inputs from outputs.
+        axes: logical axes of every parameter by name; muon needs them to tell inputs from outputs, and offloading to
+            know what is stacked by layers.
+        offload: moments may lie on the host (`streaming`).
 
     Raises:
-        UserError: if optax has no such optimiser or it does not take the arguments.
+        UserError: if optax has no such optimiser, it does not take the arguments, or cannot be offloaded.
     """
     make = getattr(optax, config.name, None) or getattr(optax.contrib, config.name, None)
     if make is None:
@@ -82,6 +90,14 @@ def build_optimizer(
         direction = make(learning_rate=1.0, **config.arguments, **extra)
     except TypeError as error:
         raise UserError(f"optimizer.arguments: optax.{config.name} does not take them: {error}") from None
+    if offload:
+        if config.name not in STREAMED:
+            raise UserError(
+                f"offload-optimizer: {config.name} does not update number by number, so its state cannot come to the "
+                f"device in parts; leave it off, or choose {', '.join(STREAMED)}"
+            )
+        assert axes is not None, "offloading needs the logical axes"
+        direction = streamed(direction, axes)
     rate = config.schedule.build(steps)
     return optax.chain(
         optax.clip_by_global_norm(config.clip) if config.clip else optax.identity(),

@@ -65,14 +65,15 @@ class StageProgram:
             step=jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(self.layout)),  # type: ignore[arg-type]
             trained=trained,
             frozen=jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, compute, sharding=x.sharding), frozen),
-            optimizer=abstract_optimizer(self.optimizer, trained, self.layout),
+            optimizer=abstract_optimizer(self.optimizer, trained, self.layout, offload=self.stage.offload_optimizer),
             watch=abstract_watch(self.policy, self.layout),
         )
 
     def create_state(self, params: PyTree) -> TrainState:
         """The state before the first step; `params`, all of them in full precision, are given up."""
         compute = self.model.config.precision.compute
-        state = create_state(params, self.rules, self.optimizer, compute, self.layout)
+        offload = self.stage.offload_optimizer
+        state = create_state(params, self.rules, self.optimizer, compute, self.layout, offload=offload)
         return dataclasses.replace(state, watch=first_watch(self.policy, self.layout))
 
     def abstract_batch(self) -> Batch:
@@ -149,7 +150,9 @@ def build_program(experiment: Experiment, index: int, layout: Layout, template: 
     stage, platform = experiment.stages[index], layout.mesh.devices.flat[0].platform
     model = VLM(experiment.model, kernel=experiment.kernel(stage, platform, template))
     rules = assign_rules(stage.optimizer.table, abstract_params(model))
-    optimizer = build_optimizer(stage.optimizer, rules, stage.steps, logical_axes(model))
+    optimizer = build_optimizer(
+        stage.optimizer, rules, stage.steps, logical_axes(model), offload=stage.offload_optimizer
+    )
     encoder = FrozenEncoder(model, layout) if encoder_is_frozen(rules) else None
     return StageProgram(stage, model, layout, rules, optimizer, experiment.loss_policy, encoder)
 

@@ -42,6 +42,8 @@ def create_state(
     optimizer: optax.GradientTransformation,
     compute_dtype: str,
     layout: Layout,
+    *,
+    offload: bool = False,
 ) -> TrainState:
     """The state before the first step of a stage; `params` are given up.
 
@@ -51,10 +53,11 @@ def create_state(
         optimizer: of the stage.
         compute_dtype: frozen parameters are cast to it.
         layout: where the state lives; optimiser moments lie as their parameters do.
+        offload: moments lie in the hosts' memory.
     """
     trained, frozen = split(params, rules)
     frozen = jax.tree.map(lambda x: x.astype(compute_dtype), frozen)
-    shardings = jax.tree.map(lambda x: x.sharding, abstract_optimizer(optimizer, trained, layout))
+    shardings = jax.tree.map(lambda x: x.sharding, abstract_optimizer(optimizer, trained, layout, offload=offload))
     return TrainState(
         step=put_same(np.int32(0), replicated(layout)),
         trained=trained,
@@ -63,11 +66,13 @@ def create_state(
     )
 
 
-def abstract_optimizer(optimizer: optax.GradientTransformation, trained: PyTree, layout: Layout) -> PyTree:
+def abstract_optimizer(
+    optimizer: optax.GradientTransformation, trained: PyTree, layout: Layout, *, offload: bool = False
+) -> PyTree:
     """Shapes, dtypes and shardings of the optimiser's state for given (abstract) parameters.
 
     A moment has the sharding of the parameter whose path ends its own path and whose shape it has; counters and
-    factored moments are replicated.
+    factored moments are replicated. With `offload` those of parameters lie in the memory of each device's host.
     """
     by_path = {
         jax.tree_util.keystr(path): (leaf.shape, leaf.sharding)
@@ -79,7 +84,7 @@ def abstract_optimizer(optimizer: optax.GradientTransformation, trained: PyTree,
         for start in range(len(path)):
             found = by_path.get(jax.tree_util.keystr(path[start:]))
             if found and found[0] == leaf.shape:
-                sharding = found[1]
+                sharding = found[1].with_memory_kind("pinned_host") if offload and leaf.ndim else found[1]
                 break
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 

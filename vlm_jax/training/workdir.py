@@ -33,7 +33,7 @@ HARMLESS = (
 )
 """Fields of an experiment that may differ when a run is resumed."""
 
-HARMLESS_OF_STAGES = ("validation", "cache_features")
+HARMLESS_OF_STAGES = ("validation", "cache_features", "offload_optimizer")
 """The same of a stage."""
 
 
