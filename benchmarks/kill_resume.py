@@ -1,12 +1,16 @@
 """Kills a run with SIGKILL at random moments, again and again, and compares what it ends as with an undisturbed run.
 
-    python benchmarks/kill_resume.py [--kills 20] [--experiment experiments/mu.py] [--json FILE] [overrides]
+    python benchmarks/kill_resume.py [--kills 20] [--processes 1] [--experiment experiments/mu.py] [--json FILE]
+        [overrides]
 
 One run is left alone and keeps every checkpoint. Another is killed and started again until it is finished; if it is
 finished before all kills are spent, the rest hit a new one. Half of the kills fall at any moment after the first step
 of an attempt, half of them a little after a save began. A kill counts as bit-equal if the newest whole checkpoint that
 it left, and the end of the run that it hit, are those of the undisturbed run: parameters, optimiser state, position in
 the data, loss of every step.
+
+With several processes, which share the devices of this machine's CPU, each kill hits one of them by chance. The others
+must then end by themselves, with code 1 and a line that says why; all are started again, as a launcher would do.
 
 The undisturbed run compiles; the others load what it compiled from a cache (JAX_COMPILATION_CACHE_DIR, in a temporary
 directory), so equal ends also say that cached and fresh executables compute the same bits.
@@ -20,6 +24,7 @@ import os
 import random
 import re
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -55,6 +60,10 @@ class Kill:
     newest: str | None
     """STAGE/STEP of the newest whole checkpoint afterwards, from which the next attempt goes on."""
     newest_equal: bool
+    victim: int = 0
+    """The process that was hit."""
+    others_ended_s: float = 0.0
+    """Until the last of the others had ended by itself."""
     end_equal: bool = False
 
     @property
@@ -66,8 +75,9 @@ class Kill:
 class Runs:
     """Starts attempts of one experiment and reads what they leave."""
 
-    def __init__(self, directory: Path, experiment: str, overrides: list[str]) -> None:
+    def __init__(self, directory: Path, experiment: str, overrides: list[str], processes: int) -> None:
         self.directory, self._experiment, self._overrides = directory, experiment, overrides
+        self._processes = processes
         cache = {"JAX_COMPILATION_CACHE_DIR": str(directory / "cache")}
         for name, value in {"MIN_COMPILE_TIME_SECS": "0", "MIN_ENTRY_SIZE_BYTES": "-1"}.items():
             cache[f"JAX_PERSISTENT_CACHE_{name}"] = value
@@ -77,42 +87,73 @@ class Runs:
     def start(self, workdir: Path, *more: str) -> "Attempt":
         """Starts `vlm train`."""
         self._attempts += 1
-        log = self.directory / f"attempt-{self._attempts}.log"
         command = [sys.executable, "-m", "vlm_jax.cli", "train", self._experiment, "--workdir", str(workdir)]
-        with log.open("w") as file:
-            process = subprocess.Popen(
-                [*command, *self._overrides, *more], stdout=file, stderr=file, env=self._environment, cwd=ROOT
-            )
-        return Attempt(process, log)
+        command += [*self._overrides, *more]
+        logs = [self.directory / f"attempt-{self._attempts}.{i}.log" for i in range(self._processes)]
+        place = ["--coordinator", f"127.0.0.1:{free_port()}", "--processes", str(self._processes), "--process"]
+        processes = []
+        for i, log in enumerate(logs):
+            which = [*place, str(i)] if self._processes > 1 else []
+            with log.open("w") as file:
+                processes.append(
+                    subprocess.Popen([*command, *which], stdout=file, stderr=file, env=self._environment, cwd=ROOT)
+                )
+        return Attempt(processes, logs)
+
+
+def free_port() -> int:
+    """A port that nothing listens at."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 @dataclasses.dataclass
 class Attempt:
-    """A process that trains."""
+    """The processes that train together."""
 
-    process: subprocess.Popen[bytes]
-    log: Path
+    processes: list[subprocess.Popen[bytes]]
+    logs: list[Path]
 
     def wait_for(self, happened: Any) -> bool:
-        """Waits until something has happened; False if the process ended before."""
+        """Waits until something has happened; False if a process ended before."""
         end = time.monotonic() + LIMIT_S
         while not happened():
-            if self.process.poll() is not None:
+            if any(process.poll() is not None for process in self.processes):
                 return False
             if time.monotonic() > end:
-                self.process.kill()
-                raise SystemExit(f"nothing happened for {LIMIT_S} s; see {self.log}")
+                for process in self.processes:
+                    process.kill()
+                raise SystemExit(f"nothing happened for {LIMIT_S} s; see {self.logs[0]}")
             time.sleep(0.001)
         return True
 
     def has_stepped(self) -> bool:
         """Whether a first step has been logged."""
-        return STEP_LINE.search(self.log.read_text(errors="replace")) is not None
+        return STEP_LINE.search(self.logs[0].read_text(errors="replace")) is not None
 
     def finish(self) -> None:
         """Waits for the end, which must be a good one."""
-        if self.process.wait(LIMIT_S) != 0:
-            raise SystemExit(f"the run failed with code {self.process.returncode}:\n{self.log.read_text()[-2000:]}")
+        self._expect({0})
+
+    def kill(self, victim: int) -> float | None:
+        """Kills one process; how long the others took to end by themselves, None if it had ended before.
+
+        With one that had ended the others must end well.
+        """
+        self.processes[victim].send_signal(signal.SIGKILL)
+        if self.processes[victim].wait() != -signal.SIGKILL:
+            self._expect({0})
+            return None
+        began = time.monotonic()
+        self._expect({0, 1}, victim)  # 0 if all had parted already
+        return time.monotonic() - began
+
+    def _expect(self, codes: set[int], but: int | None = None) -> None:
+        for i, (process, log) in enumerate(zip(self.processes, self.logs, strict=True)):
+            if i != but and process.wait(LIMIT_S) not in codes:
+                text = log.read_text(errors="replace")[-2000:]
+                raise SystemExit(f"process {i} ended with code {process.returncode}, not {codes}:\n{text}")
 
 
 def unfinished_saves(workdir: Path) -> list[Path]:
@@ -142,8 +183,14 @@ def losses(workdir: Path) -> dict[tuple[str, int], tuple[float, int]]:
     return {(line["stage"], line["step"]): (line["loss"], line["tokens_seen"]) for line in lines}
 
 
-def kill_once(attempt: Attempt, workdir: Path, aim: str, window_s: float, chance: random.Random) -> float | None:
-    """Kills the attempt at a moment that chance decides; the delay in ms, or None if it was finished before."""
+def kill_once(
+    attempt: Attempt, workdir: Path, aim: str, window_s: float, chance: random.Random
+) -> tuple[float, int, float] | None:
+    """Kills a process of the attempt at a moment that chance decides, or nothing if that is finished before.
+
+    Returns:
+        The delay in ms, which process it was, and for how many seconds the others lived on.
+    """
     if not attempt.wait_for(attempt.has_stepped):
         return None
     delay = chance.uniform(0, window_s)
@@ -155,9 +202,9 @@ def kill_once(attempt: Attempt, workdir: Path, aim: str, window_s: float, chance
             return None
         delay = chance.uniform(0, 0.05)
         time.sleep(delay)
-    attempt.process.send_signal(signal.SIGKILL)
-    attempt.process.wait()
-    return 1000 * delay if attempt.process.returncode == -signal.SIGKILL else None
+    victim = chance.randrange(len(attempt.processes))
+    lived_on = attempt.kill(victim)
+    return None if lived_on is None else (1000 * delay, victim, lived_on)
 
 
 def kill_and_resume(
@@ -174,15 +221,19 @@ def kill_and_resume(
         of_run: list[Kill] = []
         while len(done) + len(of_run) < kills:
             aim = chance.choice(["any moment", "save"])
-            delay = kill_once(runs.start(workdir), workdir, aim, 4 * steady_s / kills, chance)
-            if delay is None:
+            attempt = runs.start(workdir)
+            hit = kill_once(attempt, workdir, aim, 4 * steady_s / kills, chance)
+            if hit is None:
+                attempt.finish()
                 break
+            delay, victim, lived_on = hit
             left = checkpoints(workdir, stages)
             newest = list(left)[-1] if left else None
             equal = newest is None or left[newest] == expected[newest]
             number, in_save = len(done) + len(of_run) + 1, bool(unfinished_saves(workdir))
-            of_run.append(Kill(number, run, aim, round(delay, 1), in_save, newest, equal))
-            print(f"kill {number}: run {run}, {'in a save' if in_save else 'between saves'}, left {newest}", flush=True)
+            of_run.append(Kill(number, run, aim, round(delay, 1), in_save, newest, equal, victim, round(lived_on, 1)))
+            where = "in a save" if in_save else "between saves"
+            print(f"kill {number}: run {run}, process {victim}, {where}, left {newest}", flush=True)
         runs.start(workdir).finish()
         equal = checkpoints(workdir, stages)[last] == expected[last] and losses(workdir) == expected_losses
         done += [dataclasses.replace(kill, end_equal=equal) for kill in of_run]
@@ -191,12 +242,15 @@ def kill_and_resume(
 
 def report(kills: list[Kill], seconds: float) -> None:
     """Prints the table and the verdict."""
-    table = Table("kill", "run", "aimed at", "in a save", "went on from", "checkpoint", "end of run")
+    table = Table(
+        "kill", "run", "process", "others ended", "aimed at", "in a save", "went on from", "checkpoint", "end of run"
+    )
     for kill in kills:
         words = {True: "equal", False: "DIFFERS"}
         went_on = kill.newest or "the start"
         hit = "yes" if kill.in_save else "no"
-        cells = (str(kill.number), str(kill.run), kill.aim, hit, went_on)
+        others = f"after {kill.others_ended_s:.1f} s"
+        cells = (str(kill.number), str(kill.run), str(kill.victim), others, kill.aim, hit, went_on)
         table.add_row(*cells, words[kill.newest_equal], words[kill.end_equal])
     Console().print(table)
     equal, in_save = sum(kill.bit_equal for kill in kills), sum(kill.in_save for kill in kills)
@@ -208,6 +262,7 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
     """The arguments, and overrides of the experiment."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--processes", type=int, default=1, help="that train together, each with devices of its own")
     parser.add_argument("--experiment", default=str(ROOT / "experiments" / "mu.py"))
     parser.add_argument("--steps", type=int, default=60, help="of each stage")
     parser.add_argument("--save-every", type=int, default=5, help="steps between two saves")
@@ -225,7 +280,7 @@ def main() -> None:
     overrides = [*steps, "--checkpoints.every", str(arguments.save_every), "--log-every", "1", *rest]
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="kill-resume-") as temporary:
-        runs = Runs(Path(temporary), str(Path(arguments.experiment).resolve()), overrides)
+        runs = Runs(Path(temporary), str(Path(arguments.experiment).resolve()), overrides, arguments.processes)
         straight = runs.directory / "straight"
         attempt = runs.start(straight, "--checkpoints.keep-last", "1000000")
         attempt.finish()
@@ -240,6 +295,8 @@ def main() -> None:
     if arguments.json:
         result = {
             "kills": len(kills),
+            "processes": arguments.processes,
+            "others_ended_s": max(kill.others_ended_s for kill in kills),
             "bit_equal": equal,
             "in_save": sum(kill.in_save for kill in kills),
             "seconds": round(took, 1),
