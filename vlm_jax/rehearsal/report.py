@@ -56,6 +56,7 @@ def stage_json(stage: StageReport) -> dict[str, Any]:
         "host": _host_json(stage),
         "largest_tensors": [vars(tensor) for tensor in stage.tensors],
         "unknown_calls": sorted({name for costs in stage.programs.values() for name in costs.unknown_calls}),
+        "unknown_loops": [name for costs in stage.programs.values() for name in costs.unknown_loops],
         "compile_seconds": stage.compile_seconds,
     }
 
@@ -90,6 +91,9 @@ def remarks(stages: Sequence[StageReport]) -> list[str]:
     unknown = sorted({name for stage in stages for costs in stage.programs.values() for name in costs.unknown_calls})
     if unknown:
         lines.append(f"Of unknown cost, counted as memory traffic only: {', '.join(unknown)}.")
+    loops = [name for stage in stages for costs in stage.programs.values() for name in costs.unknown_loops]
+    if loops:
+        lines.append(f"Loops whose number of trips is not known, for which all costs are too low: {', '.join(loops)}.")
     return lines
 
 
