@@ -31,12 +31,13 @@ SAVED_NAME = "attention"
 _LANES = 128
 """Positions that a vector register of a TPU holds side by side: blocks are multiples of it."""
 _LARGEST_BLOCK = 1024
+_LARGEST_MASK_BLOCK = 512
 _LEAST_GOAL = 512
 _COMPUTED_TOGETHER = 512
 _MOST_PADDING = 1 / 16
 
 
-def choose_block(length: int, shards: int = 1) -> tuple[int, int]:
+def choose_block(length: int, shards: int = 1, largest: int = _LARGEST_BLOCK) -> tuple[int, int]:
     """How many positions a block of the kernel has, and the length that rows are padded to.
 
     A block of the causal mask is computed whole or not at all, so that n blocks a row cost (n + 1) / n of the pairs
@@ -48,9 +49,10 @@ def choose_block(length: int, shards: int = 1) -> tuple[int, int]:
     Args:
         length: of a row, in positions.
         shards: devices that share the row; each gets whole blocks.
+        largest: block. Those of a mask stand beside the scores, twice, as 32-bit numbers: there it is 512.
     """
     share = _round_up(-(-length // shards), _LANES)
-    largest = min(max(share * shards // 4 // _LANES * _LANES, _LEAST_GOAL), _LARGEST_BLOCK, share)
+    largest = min(max(share * shards // 4 // _LANES * _LANES, _LEAST_GOAL), largest, share)
     for block in range(largest, _LANES, -_LANES):
         padded = _round_up(share, block)
         if padded - share <= share * _MOST_PADDING:
@@ -141,7 +143,7 @@ class MaskBlocks:
 
 def mask_blocks(mask: Bool[Array, "B S S"], shards: int = 1) -> MaskBlocks:
     """Cuts a mask into blocks; padding, and a query that would see nothing, sees itself, so that softmax has a sum."""
-    block, padded = choose_block(mask.shape[1], shards)
+    block, padded = choose_block(mask.shape[1], shards, _LARGEST_MASK_BLOCK)
     after = (0, padded - mask.shape[1])
     mask = jnp.pad(mask, ((0, 0), after, after)) | jnp.eye(padded, dtype=bool)
     cut = mask.reshape(mask.shape[0], padded // block, block, padded // block, block).swapaxes(2, 3)
