@@ -47,6 +47,7 @@ class PublishedRun:
             rows=self.rows_per_chip * topology.chips,
             length=self.length,
             images=0,
+            virtual_shards=self.rows_per_chip * topology.chips,
         )
         stage = Stage(
             "full",
