@@ -1,5 +1,6 @@
 """The walk along a schedule: what runs beside what, and what is waited for."""
 
+import dataclasses
 import math
 
 import pytest
@@ -75,6 +76,22 @@ def test_what_runs_beside_what(steps: list[Step], seconds: float, exposed: float
     timeline = walk(*steps)
     assert timeline.now == pytest.approx(seconds)
     assert sum(timeline.exposed.values()) == pytest.approx(exposed)
+
+
+def test_copies_to_the_host_hold_up_no_others() -> None:
+    def copy(key: str, space: int) -> Fetch:
+        to = Instruction(key, f"(f32[1]{{0:S({space})}}, f32[1])", "copy-start", "", "")
+        return Fetch(to, Cost(hbm_bytes=1, host_bytes=10), key)
+
+    machine = dataclasses.replace(MACHINE, host_bandwidth=1.0)
+
+    def seconds(*steps: Step) -> tuple[float, float]:
+        timeline = Timeline(machine)
+        return timeline.run(steps), sum(timeline.exposed.values())
+
+    assert seconds(copy("out", 5), fetch(2, "a"), Await("a"), work(3)) == (10, 0)
+    assert seconds(copy("out", 5), copy("in", 1), Await("in")) == (10, 0)
+    assert seconds(copy("out", 5), copy("more", 5), Await("out"), Await("more")) == (20, 0)
 
 
 @pytest.mark.parametrize("trips", [0, 1, 2, 3, 4, 50])

@@ -93,7 +93,9 @@ def remarks(stages: Sequence[StageReport]) -> list[str]:
         lines.append(f"Of unknown cost, counted as memory traffic only: {', '.join(unknown)}.")
     loops = [name for stage in stages for costs in stage.programs.values() for name in costs.unknown_loops]
     if loops:
-        lines.append(f"Loops whose number of trips is not known, for which all costs are too low: {', '.join(loops)}.")
+        lines.append(
+            f"Loops whose number of trips could not be read, so that costs may be too low: {', '.join(loops)}."
+        )
     return lines
 
 

@@ -4,6 +4,7 @@
   copies that were begun before.
 - A collective needs the links of its mesh axes, both directions of each, or one direction where it is a permutation
   along a ring. Collectives that share links follow each other; others run at the same time.
+- Copies to the host and from it have a wire each.
 - What is waited for and is not done keeps the chip waiting: that is exposed. So is a collective without a `-start`.
 - A loop runs its first trips one by one, the rest like the last of those: by then what one trip leaves for the next to
   wait for has settled.
@@ -17,6 +18,7 @@ from dataclasses import dataclass, field
 from vlm_jax.errors import UserError
 from vlm_jax.rehearsal.collectives import OTHER, Collective
 from vlm_jax.rehearsal.costs import Cost
+from vlm_jax.rehearsal.hlo import HOST
 from vlm_jax.rehearsal.program import Machine
 from vlm_jax.rehearsal.steps import Await, Begin, Fetch, Repeat, Step, Work
 
@@ -26,6 +28,8 @@ Wire = tuple[str, int]
 """A mesh axis and a direction along it."""
 DCN: Wire = ("", 0)
 """The network between slices."""
+_TO_HOST: Wire = ("host", 1)
+_FROM_HOST: Wire = ("host", -1)
 
 _TRIPS_WALKED = 3
 
@@ -94,7 +98,8 @@ class Timeline:
     exposed: dict[Line, float] = field(default_factory=dict)
     """Seconds in which the chip waited, by what for."""
     _free: dict[Wire, float] = field(default_factory=dict)
-    _flying: dict[str, Line] = field(default_factory=dict)
+    _flying: dict[str, Line | None] = field(default_factory=dict)
+    """Key -> what collective it is; None for a copy to or from the host."""
     _ends: dict[str, float] = field(default_factory=dict)
     """When what was begun under a key, last of all, is done."""
     _copies: deque[list] = field(default_factory=deque)
@@ -115,9 +120,7 @@ class Timeline:
                 memory = hbm_seconds(step.cost, self.machine) + host_seconds(step.cost, self.machine)
                 self._pass(max(compute, memory), memory)
             elif isinstance(step, Fetch):
-                seconds = hbm_seconds(step.cost, self.machine) + host_seconds(step.cost, self.machine)
-                if seconds:
-                    self._copies.append([step.key, seconds])
+                self._fetch(step)
             elif isinstance(step, Begin):
                 self._begin(step)
             elif isinstance(step, Await):
@@ -136,21 +139,33 @@ class Timeline:
             if self._copies[0][1] <= 0:
                 self._copies.popleft()
 
+    def _fetch(self, step: Fetch) -> None:
+        """A copy between HBM and the core's own memory waits for HBM, one to or from the host for that wire."""
+        memory, host = hbm_seconds(step.cost, self.machine), host_seconds(step.cost, self.machine)
+        if host:
+            outwards = step.instruction.arrays[0].space == HOST
+            self._fly(step.key, [_TO_HOST if outwards else _FROM_HOST], host, None)
+        if memory:
+            self._copies.append(["" if host else step.key, memory])
+
     def _begin(self, step: Begin) -> None:
-        wires = wires_of(step.collective, self.axes)
-        start = max([self.now, *(self._free.get(wire, 0.0) for wire in wires)])
-        end = start + (0.0 if self.instant else wire_seconds(step.collective, self.machine))
+        seconds = 0.0 if self.instant else wire_seconds(step.collective, self.machine)
+        self._fly(step.key, wires_of(step.collective, self.axes), seconds, line_of(step.collective))
+
+    def _fly(self, key: str, wires: Sequence[Wire], seconds: float, line: Line | None) -> None:
+        """Something takes these wires for so long, as soon as all of them are free."""
+        end = max([self.now, *(self._free.get(wire, 0.0) for wire in wires)]) + seconds
         for wire in wires:
             self._free[wire] = end
-        self._flying[step.key] = line_of(step.collective)
-        self._ends[step.key] = end
+        self._flying[key], self._ends[key] = line, end
 
     def _wait(self, key: str) -> None:
         """Until what was begun under this key is done: communication, or else a copy and all copies before it."""
         if key in self._flying:
             end, line = self._ends[key], self._flying.pop(key)
             if end > self.now:
-                self.exposed[line] = self.exposed.get(line, 0.0) + end - self.now
+                if line is not None:
+                    self.exposed[line] = self.exposed.get(line, 0.0) + end - self.now
                 self._pass(end - self.now)
             return
         if any(copy[0] == key for copy in self._copies):
