@@ -88,7 +88,7 @@ def _row_sight(batch: Batch, window: int, kernel: Kernel, interpret: bool) -> Ro
         return SegmentSight(jnp.asarray(batch.segment_ids), window, interpret)
     if kernel == "xla" and batch.segment_ids.shape[1] > _LONG:
         return PlaceSight(places(batch), window)
-    mask = reference_mask(batch, window)
+    mask = constrain(reference_mask(batch, window), ("batch", "length", "key_length"))
     if kernel == "splash_dynamic":
         split = find_split((*mask.shape[:2], 1, 1))
         return BlockSight(mask_blocks(mask, split.length_shards), interpret)

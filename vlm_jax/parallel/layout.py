@@ -88,35 +88,35 @@ def abstract_params(boxed: PyTree, layout: Layout | None = None) -> dict[str, An
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
 
 
-def check_fits(abstract: PyTree[jax.ShapeDtypeStruct], layout: Layout) -> None:
+def check_fits(boxed: PyTree, layout: Layout) -> None:
     """Makes sure that every parameter divides among the devices that share it.
 
     Args:
-        abstract: parameters with their shardings.
+        boxed: abstract parameters as `init` gives them, with their logical axes.
         layout: where they go.
 
     Raises:
-        UserError: naming the first that does not.
+        UserError: naming the first dimension that does not.
     """
-    for path, leaf in jax.tree_util.tree_leaves_with_path(abstract):
-        for size, axes in zip(leaf.shape, leaf.sharding.spec, strict=False):
-            names = (axes,) if isinstance(axes, str) else axes or ()
-            devices = math.prod(layout.shape[name] for name in names)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(boxed, is_leaf=_is_box):
+        for size, axis in zip(leaf.value.shape, leaf.names, strict=True) if _is_box(leaf) else ():
+            devices = 1 if axis is None else layout.devices(axis)
             if size % devices:
-                name = jax.tree_util.keystr(path, simple=True, separator="/")
+                name, over = jax.tree_util.keystr(path, simple=True, separator="/"), " x ".join(layout.axes(axis))
+                near = f" ({-(-size // devices) * devices:,} would divide)" if axis == "vocab" else ""
                 raise UserError(
-                    f"mesh: a dimension of {size} of {name} does not divide among {' x '.join(names)} = {devices} "
-                    "devices; change the mesh or the model"
+                    f"mesh: the {axis} of {name} are {size:,}, which do not divide among {over} = {devices} devices; "
+                    f"change the mesh, the model{near}, or where they go by mesh.rules {axis}"
                 )
 
 
 def without_axes(boxed: PyTree) -> PyTree:
     """Parameters without logical axes; unlike flax's `unbox` it places nothing, so abstract ones work too."""
+    return jax.tree.map(lambda x: x.value if _is_box(x) else x, boxed, is_leaf=_is_box)
 
-    def is_box(x: Any) -> bool:
-        return isinstance(x, nn.meta.AxisMetadata)
 
-    return jax.tree.map(lambda x: x.value if is_box(x) else x, boxed, is_leaf=is_box)
+def _is_box(x: Any) -> bool:
+    return isinstance(x, nn.meta.AxisMetadata)
 
 
 def batch_shardings(batch: Batch, layout: Layout) -> Batch:

@@ -12,7 +12,7 @@ import numpy as np
 
 from vlm_jax.config import Experiment
 from vlm_jax.models.flops import stage_flops
-from vlm_jax.parallel import Layout, build_layout, check_fits
+from vlm_jax.parallel import Layout, build_layout
 from vlm_jax.parallel.xla_flags import set_flags
 from vlm_jax.rehearsal.analysis import analyse
 from vlm_jax.rehearsal.calibration_table import Calibration, calibration_of
@@ -22,8 +22,8 @@ from vlm_jax.rehearsal.machine import build_machine, slice_numbers
 from vlm_jax.rehearsal.memory import Tensor
 from vlm_jax.rehearsal.program import ProgramCosts
 from vlm_jax.rehearsal.topology import Topology, absent_devices
+from vlm_jax.training.divisibility import check_layout
 from vlm_jax.training.program import StageProgram, build_program
-from vlm_jax.training.recipe import check_rows
 
 Watch = Callable[[str], contextlib.AbstractContextManager[Any]]
 """Shows what is being done while it is."""
@@ -155,8 +155,7 @@ def rehearse_stage(
     """
     layout = layout_on(experiment, topology)
     program = build_program(experiment, index, layout)
-    check_fits(program.abstract_params, layout)
-    check_rows(program.stage, layout)
+    check_layout(experiment, layout)
     state, batch = program.abstract_state(), program.abstract_batch()
     report = _expectations(program, topology)
     with watch(f"{program.stage.name}: tracing"):

@@ -5,6 +5,7 @@ import dataclasses
 import hashlib
 import itertools
 import logging
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -16,18 +17,20 @@ from data_pipelines.loader import Loader, make_loader
 from vlm_jax.batch import Batch
 from vlm_jax.checkpoints import CheckpointManager, DamagedError, abstract_params, newest_step
 from vlm_jax.config import Experiment, Stage
-from vlm_jax.errors import UserError
 from vlm_jax.models.vlm import VLM
 from vlm_jax.optim import assign_rules
-from vlm_jax.parallel import Layout, build_layout, check_fits, replicated, use_layout
-from vlm_jax.parallel.processes import agree, count, is_first
+from vlm_jax.parallel import build_layout, replicated, use_layout
+from vlm_jax.parallel.processes import agree, count, is_first, of_first
 from vlm_jax.serialise import to_json
 from vlm_jax.training.displays import ProgressDisplay, TensorBoard
+from vlm_jax.training.divisibility import check_layout
+from vlm_jax.training.efficiency import Meter, read_began
 from vlm_jax.training.features import check_cached_features, open_features
 from vlm_jax.training.hooks import CheckpointHook, Preemption, ValidationHook
 from vlm_jax.training.lines import Line, MetricsFile, rewind_metrics
 from vlm_jax.training.loop import Hook, run_stage
 from vlm_jax.training.loss_policy import LossGuard, RollBack
+from vlm_jax.training.profile import parse_profile, profiled
 from vlm_jax.training.program import StageProgram, build_program
 from vlm_jax.training.recorder import Recorder, Sink
 from vlm_jax.training.run import Run, checkpoint_directory, checkpoint_files
@@ -46,6 +49,7 @@ def train(
     *,
     allow_config_change: bool = False,
     console: Console | None = None,
+    profile: str | None = None,
 ) -> None:
     """Runs the stages of an experiment, from where the workdir says that it stopped.
 
@@ -54,21 +58,23 @@ def train(
         workdir: a directory, made if need be; gs:// works.
         allow_config_change: go on even where the config differs from the one that the workdir was begun with.
         console: where progress is shown.
+        profile: steps to be traced, as [STAGE:]FIRST:LAST.
 
     Raises:
         UserError: the workdir cannot be used, belongs to another experiment, or its checkpoint is damaged.
         RunError: a loss or gradient is not finite.
         Preempted: SIGTERM or Ctrl-C; everything is saved.
     """
-    console = console or Console(stderr=True, quiet=not is_first())
+    process_began, console = time.time(), console or Console(stderr=True, quiet=not is_first())
+    traced = None if profile is None else parse_profile(profile, experiment)
     agree(hashlib.sha256(to_json(experiment).encode()).hexdigest()[:16], "the experiment with its overrides")
     path = open_workdir(experiment, workdir, allow_config_change)
     log.info("workdir %s", path)
     layout = build_layout(experiment.mesh)
+    check_layout(experiment, layout)
     abstract = abstract_params(VLM(experiment.model), layout)
-    check_fits(abstract, layout)
     for stage in experiment.stages:
-        check_rows(stage, layout)
+        own_shards(stage.data, layout)
         check_cached_features(stage, assign_rules(stage.optimizer.table, abstract))
     where = f" of {count()} processes" if count() > 1 else ""
     log.info("devices: %d %s%s, mesh %s", jax.device_count(), jax.default_backend(), where, dict(layout.shape))
@@ -81,7 +87,9 @@ def train(
     quarantine = open_quarantine(path, experiment.bad_record_limit)
     with Preemption() as leaving, use_layout(layout):
         watchdog = Watchdog(experiment.watchdog_seconds, path, jax.process_index())
-        run = Run(experiment, path, processor, layout, quarantine, leaving, watchdog, console)
+        began = of_first(read_began(path, process_began) if is_first() else None)
+        clocks = (began, process_began)
+        run = Run(experiment, path, processor, layout, quarantine, leaving, watchdog, console, *clocks, traced)
         params = None
         for index, stage in enumerate(experiment.stages):
             params = train_stage(run, index, stage, params)
@@ -112,6 +120,7 @@ def train_stage(run: Run, index: int, stage: Stage, previous: Mapping[str, Any] 
                 with open_batches(run, program, state, position) as batches:
                     return run_steps(run, index, program, state, batches, manager, done).params
             except RollBack:
+                run = dataclasses.replace(run, process_began=time.time())  # what was done since the checkpoint is lost
                 del state  # two of them may not fit
                 manager.wait()
     finally:
@@ -197,17 +206,24 @@ def run_steps(
     """Builds the step and the hooks of a stage and runs the loop."""
     experiment, stage = run.experiment, program.stage
     names, checkpoints = [entry.title for entry in stage.data.mixture], experiment.checkpoints
-    with open_sinks(run, index, done) as (last_line, sinks), run.watchdog as watchdog:
+    with contextlib.ExitStack() as stack:
+        last_line, sinks = stack.enter_context(open_sinks(run, index, done))
+        watchdog = stack.enter_context(run.watchdog)
+        meter = stack.enter_context(contextlib.closing(Meter(program, run.began, run.process_began, last_line)))
+        traces = profiled(program.whole_step, run.profile, stage.name, done, run.workdir / "profile")
+        step = meter.step(stack.enter_context(traces))
         guard = LossGuard(experiment.loss_policy, run.workdir, stage.name, done, checkpoints.retry_seconds)
-        recorder = Recorder(guard, stage.name, names, (experiment.log_every, checkpoints.every), sinks, last_line)
+        every = (experiment.log_every, checkpoints.every)
+        recorder = Recorder(guard, stage.name, names, every, sinks, last_line, [meter.figures])
         saving = CheckpointHook(manager, checkpoints.every, checkpoint_files(run), recorder, run.leaving)
-        hooks: list[Hook] = [*validation_hooks(program, batches), recorder, saving]
+        validating = [meter.hook("validation", hook) for hook in validation_hooks(program, batches)]
+        hooks: list[Hook] = [*validating, recorder, meter.hook("checkpoint", saving)]
         if experiment.loss_policy.rolls_back and manager.latest_step() is None:
             saving.save(0, state, batches.batches.get_state(), wait=True)  # there must be something to go back to
         return run_stage(
             state,
-            program.whole_step,
-            batches.batches,
+            step,
+            meter.batches(batches.batches),
             run.layout,
             done,
             stage.steps,
@@ -236,19 +252,6 @@ def open_sinks(run: Run, index: int, done: int) -> Iterator[tuple[Line | None, t
     file = MetricsFile(path, run.experiment.checkpoints.retry_seconds)
     with ProgressDisplay(run.console, stage.name, stage.steps, done) as display, contextlib.closing(board):
         yield last_line, (file, board, display)
-
-
-def check_rows(stage: Stage, layout: Layout) -> None:
-    """Raises UserError if the rows of a batch, or of a part of it, do not divide among the devices that take rows, or
-    its shards among the processes.
-    """
-    devices, rows = layout.devices("batch"), stage.data.rows // stage.accumulation
-    if rows % devices:
-        raise UserError(
-            f"stage {stage.name}: {rows} rows (data.rows / accumulation) do not divide among "
-            f"{' x '.join(layout.axes('batch'))} = {devices} devices; change the rows or the mesh"
-        )
-    own_shards(stage.data, layout)
 
 
 def validation_hooks(program: StageProgram, batches: StageData) -> list[ValidationHook]:
