@@ -214,7 +214,7 @@ def _connect(place: Place, patience_s: float) -> socket.socket:
             if time.monotonic() + _RETRY_S > end:
                 raise UserError(
                     f"--coordinator {place.address}: no process 0 was there within {patience_s:.0f} s "
-                    f"({error.strerror or error}); start it there, or correct the address"
+                    f"({_why(error)}); start it there, or correct the address"
                 ) from None
         time.sleep(_RETRY_S)
 
@@ -230,7 +230,7 @@ def _open_door(place: Place) -> socket.socket:
         return socket.create_server(("", place.port), family=family, backlog=place.count, dualstack_ipv6=both)
     except OSError as error:
         raise UserError(
-            f"--coordinator {place.address}: process 0 cannot listen there ({error.strerror or error}); choose another "
+            f"--coordinator {place.address}: process 0 cannot listen there ({_why(error)}); choose another "
             "port, and give only one process --process 0"
         ) from None
 
@@ -240,6 +240,10 @@ def _free_port(place: Place) -> int:
     with socket.socket(socket.AF_INET6 if ":" in place.host else socket.AF_INET) as probe:
         probe.bind((place.host if place.loopback else "", 0))
         return int(probe.getsockname()[1])
+
+
+def _why(error: OSError) -> str:
+    return os.strerror(error.errno) if (error.errno or 0) > 0 else error.strerror or str(error)
 
 
 def _bracketed(host: str) -> str:

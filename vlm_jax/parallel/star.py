@@ -87,7 +87,7 @@ class Star:
             self._stand_back()
             known = bool(self._verdict)
         if not known:
-            self._send_all({"failed": f"{self.names[self.index]} ended: {why}"})
+            self._send_all({"failed": f"{self.names[self.index]} ended: {why}", "manners": True})
         if self.index == 0:
             with self._state:
                 self._state.wait_for(lambda: not self._present, _MANNERS_S + 3)
@@ -175,7 +175,7 @@ class Star:
 
     def _take(self, other: int, message: Message) -> None:
         if "failed" in message:
-            self._judge(str(message["failed"]), manners=True)
+            self._judge(str(message["failed"]), bool(message["manners"]))
         elif "values" in message:
             with self._state:
                 self._ending = self._ending or message["last"]
@@ -191,7 +191,7 @@ class Star:
             self._verdict = verdict
             self._state.notify_all()
         if self.index == 0:
-            self._send_all({"failed": verdict})
+            self._send_all({"failed": verdict, "manners": manners})
         if manners:
             with self._state:
                 self._state.wait_for(lambda: self._ending, _MANNERS_S)
