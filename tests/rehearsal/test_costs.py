@@ -93,6 +93,42 @@ def test_bytes_of_the_host() -> None:
     assert costs("bf16[128,128]{1,0:S(1)} copy(%far)").host_bytes == PLANE
 
 
+OFFLOADED = """HloModule m, is_scheduled=true
+
+%out (stack: f32[4,128,128], new: f32[1,128,128], i: s32[]) -> f32[4,128,128] {
+  %stack = f32[4,128,128]{2,1,0:S(5)} parameter(0)
+  %new = f32[1,128,128]{2,1,0} parameter(1)
+  %i = s32[] parameter(2)
+  ROOT %stacked = f32[4,128,128]{2,1,0:S(5)} dynamic-update-slice(%stack, %new, %i, %i, %i)
+}
+
+%back (stack: f32[4,128,128], i: s32[]) -> f32[1,128,128] {
+  %stack = f32[4,128,128]{2,1,0:S(5)} parameter(0)
+  %i = s32[] parameter(1)
+  ROOT %one = f32[1,128,128]{2,1,0} dynamic-slice(%stack, %i, %i, %i), dynamic_slice_sizes={1,128,128}
+}
+
+ENTRY %main (stack: f32[4,128,128], new: f32[1,128,128], i: s32[]) -> f32[1,128,128] {
+  %stack = f32[4,128,128]{2,1,0:S(5)} parameter(0)
+  %new = f32[1,128,128]{2,1,0} parameter(1)
+  %i = s32[] parameter(2)
+  %go = ((f32[4,128,128]{:S(5)}, f32[1,128,128]), f32[4,128,128]{:S(5)}, u8[]) async-start(%stack, %new, %i), calls=%out
+  %gone = f32[4,128,128]{2,1,0:S(5)} async-done(%go)
+  %come = ((f32[4,128,128]{:S(5)}, s32[]), f32[1,128,128]{2,1,0}, u32[]) async-start(%gone, %i), calls=%back
+  ROOT %came = f32[1,128,128]{2,1,0} async-done(%come)
+}
+"""
+
+
+def test_offloading_moves_slices_in_both_directions() -> None:
+    go, gone, come, came = plan(OFFLOADED, {})
+    assert isinstance(go, Fetch)
+    assert isinstance(come, Fetch)
+    assert go.cost == come.cost == Cost(hbm_bytes=2 * PLANE, host_bytes=2 * PLANE)
+    assert (go.outwards, come.outwards) == (True, False)
+    assert [step.key for step in (gone, came) if isinstance(step, Await)] == [go.key, come.key]
+
+
 def test_operations_within_fusions() -> None:
     found = costs("bf16[128,128]{1,0} fusion(%x, %near), kind=kOutput, calls=%product")
     assert (found.flops, found.elementwise_flops) == (2 * 128**3, 128**2)

@@ -79,9 +79,8 @@ def test_what_runs_beside_what(steps: list[Step], seconds: float, exposed: float
 
 
 def test_copies_to_the_host_hold_up_no_others() -> None:
-    def copy(key: str, space: int) -> Fetch:
-        to = Instruction(key, f"(f32[1]{{0:S({space})}}, f32[1])", "copy-start", "", "")
-        return Fetch(to, Cost(hbm_bytes=1, host_bytes=10), key)
+    def copy(key: str, outwards: bool) -> Fetch:
+        return Fetch(ANY, Cost(hbm_bytes=1, host_bytes=10), key, outwards)
 
     machine = dataclasses.replace(MACHINE, host_bandwidth=1.0)
 
@@ -89,9 +88,9 @@ def test_copies_to_the_host_hold_up_no_others() -> None:
         timeline = Timeline(machine)
         return timeline.run(steps), sum(timeline.exposed.values())
 
-    assert seconds(copy("out", 5), fetch(2, "a"), Await("a"), work(3)) == (10, 0)
-    assert seconds(copy("out", 5), copy("in", 1), Await("in")) == (10, 0)
-    assert seconds(copy("out", 5), copy("more", 5), Await("out"), Await("more")) == (20, 0)
+    assert seconds(copy("out", True), fetch(2, "a"), Await("a"), work(3)) == (10, 0)
+    assert seconds(copy("out", True), copy("in", False), Await("in")) == (10, 0)
+    assert seconds(copy("out", True), copy("more", True), Await("out"), Await("more")) == (20, 0)
 
 
 @pytest.mark.parametrize("trips", [0, 1, 2, 3, 4, 50])

@@ -148,7 +148,7 @@ class Costs:
         if opcode == "custom-call" and kernels.is_free(instruction):
             return 0.0, 0.0
         if opcode.endswith(("-start", "-update", "-done", "send", "recv")):
-            return self._asynchronous(instruction)
+            return self._asynchronous(computation, instruction)
         operands = [computation.by_name[name].arrays[0] for name in instruction.operands if name in computation.by_name]
         if opcode in _SLICES:
             return _sum([(results[0], 2.0)], like=operands[0])
@@ -163,18 +163,35 @@ class Costs:
             + [(array, 1.0) for array in results]
         )
 
-    def _asynchronous(self, instruction: Instruction) -> tuple[float, float]:
-        """Of what is begun, whose results are (destination, source, context): all is counted where it begins."""
+    def _asynchronous(self, computation: Computation, instruction: Instruction) -> tuple[float, float]:
+        """Of what is begun: all is counted where it begins."""
         opcode, arrays = instruction.opcode, instruction.arrays
-        roots = [self.module.computations[name].root for name in instruction.called]
-        if opcode in ("copy-start", "slice-start") or any(root and root.opcode in _SLICES | {"copy"} for root in roots):
-            small = min(arrays[:2], key=lambda array: array.elements)
-            return _sum([(_moved(small, array), 1.0) for array in arrays[:2]])
-        if opcode in ("send", "recv"):
+        kind = self._begun(instruction)
+        if kind in ("send", "recv"):
             return _sum([(arrays[0], 1.0)])
+        if kind == "dynamic-update-slice":
+            update = computation.by_name[instruction.operands[1]].arrays[0]
+            return _sum([(update, 1.0), (_moved(update, arrays[0]), 1.0)])
+        if kind == "copy" or kind in _SLICES:
+            large = [array for array in arrays if array.dims][:2]
+            small = min(large, key=lambda array: array.elements, default=arrays[0])
+            return _sum([(_moved(small, array), 1.0) for array in large])
         if opcode.endswith("-start"):
-            return _sum([(array, 2.0 if opcode == "all-reduce-start" else 1.0) for array in arrays])
+            return _sum([(array, 2.0 if kind == "all-reduce" else 1.0) for array in arrays])
         return 0.0, 0.0
+
+    def _begun(self, instruction: Instruction) -> str:
+        """What an asynchronous instruction begins; dumps wrap it in a computation of its own."""
+        if instruction.opcode == "async-start" and instruction.called:
+            root = self.module.computations[instruction.called[0]].root
+            return root.opcode if root is not None else ""
+        return instruction.opcode.removesuffix("-start")
+
+    def goes_to_host(self, instruction: Instruction) -> bool:
+        """Whether a copy that is begun ends in the host's memory."""
+        # A copy names where it goes first; all else its operands, of which an update in place is also the result.
+        first = instruction.arrays[0].space == HOST
+        return first and self._begun(instruction) in ("copy", "dynamic-update-slice")
 
     def _fusion(self, computation: Computation, fusion: Instruction) -> tuple[float, float]:
         fused = self.module.computations[fusion.called[0]]

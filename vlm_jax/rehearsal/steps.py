@@ -39,6 +39,8 @@ class Fetch:
     instruction: Instruction
     cost: Cost
     key: str = ""
+    outwards: bool = False
+    """Where it reaches the host: to it, not from it."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -134,7 +136,8 @@ class Planner:
                     yield Fetch(instruction, self._costs.cost(computation, instruction))
                     yield Begin(instruction, collective, key)
                     return
-        yield Fetch(instruction, self._costs.cost(computation, instruction), key)
+        outwards = self._costs.goes_to_host(instruction)
+        yield Fetch(instruction, self._costs.cost(computation, instruction), key, outwards)
 
     def _between_slices(self, computation: Computation, instruction: Instruction) -> Iterator[Step]:
         collective = exchange_between_slices(instruction, self._grid)

@@ -18,7 +18,6 @@ from dataclasses import dataclass, field
 from vlm_jax.errors import UserError
 from vlm_jax.rehearsal.collectives import OTHER, Collective
 from vlm_jax.rehearsal.costs import Cost
-from vlm_jax.rehearsal.hlo import HOST
 from vlm_jax.rehearsal.program import Machine
 from vlm_jax.rehearsal.steps import Await, Begin, Fetch, Repeat, Step, Work
 
@@ -143,8 +142,7 @@ class Timeline:
         """A copy between HBM and the core's own memory waits for HBM, one to or from the host for that wire."""
         memory, host = hbm_seconds(step.cost, self.machine), host_seconds(step.cost, self.machine)
         if host:
-            outwards = step.instruction.arrays[0].space == HOST
-            self._fly(step.key, [_TO_HOST if outwards else _FROM_HOST], host, None)
+            self._fly(step.key, [_TO_HOST if step.outwards else _FROM_HOST], host, None)
         if memory:
             self._copies.append(["" if host else step.key, memory])
 
