@@ -306,6 +306,11 @@ class Experiment:
         except UserError as error:
             raise UserError(f"stage {stage.name}: {error}") from None
 
+    def offloads(self, stage: Stage) -> bool:
+        """Whether a stage's step keeps something in the host's memory: moments, or what blocks keep for backward."""
+        parts = (self.model.decoder, self.model.encoder)
+        return stage.offload_optimizer or any(part and part.remat.startswith("offload_") for part in parts)
+
     def total_steps(self) -> int:
         """Steps of all stages together."""
         return sum(stage.steps for stage in self.stages)

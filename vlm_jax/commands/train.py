@@ -4,7 +4,7 @@ import argparse
 import logging
 from typing import Any
 
-from vlm_jax.commands.common import add_command, add_experiment, experiment_of, listed_overrides
+from vlm_jax.commands.common import add_command, add_compile_cache, add_experiment, experiment_of, listed_overrides
 from vlm_jax.errors import UserError
 
 _DESCRIPTION = """The workdir keeps everything: config.json, metrics.jsonl, tensorboard/, checkpoints/STAGE/STEP/,
@@ -28,6 +28,12 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--allow-config-change", action="store_true", help="go on even if the workdir was begun with another config"
     )
+    parser.add_argument(
+        "--profile",
+        metavar="FIRST:LAST",
+        help="trace these steps (STAGE:FIRST:LAST if not of the first stage) into WORKDIR/profile, for xprof",
+    )
+    add_compile_cache(parser)
     several = parser.add_argument_group("several processes, each with devices of its own")
     several.add_argument(
         "--coordinator", metavar="HOST:PORT", help="where process 0 waits for the others (JAX_COORDINATOR_ADDRESS)"
@@ -49,7 +55,10 @@ def run(arguments: argparse.Namespace) -> None:
     experiment = experiment_of(arguments)
 
     from vlm_jax.parallel import processes
+    from vlm_jax.parallel.xla_flags import attached_generation, set_flags
 
+    offload = any(experiment.offloads(stage) for stage in experiment.stages)
+    set_flags(attached_generation(), experiment.mesh.slices, offload=offload)  # before jax starts its backend
     place = processes.find_place(arguments.coordinator, arguments.processes, arguments.process)
     silence = arguments.silence or processes.SILENCE_S
     if not 5 <= silence <= 50:
@@ -59,8 +68,11 @@ def run(arguments: argparse.Namespace) -> None:
             logging.getLogger("vlm_jax").setLevel(logging.WARNING)
 
         from vlm_jax.evaluation.report import write_report
+        from vlm_jax.generation import keep_compiled
         from vlm_jax.training.recipe import train
 
-        train(experiment, arguments.workdir, allow_config_change=arguments.allow_config_change)
+        keep_compiled(arguments.compile_cache)
+        options = {"allow_config_change": arguments.allow_config_change, "profile": arguments.profile}
+        train(experiment, arguments.workdir, **options)
         if processes.is_first():
             print(write_report(arguments.workdir))

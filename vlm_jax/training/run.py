@@ -12,6 +12,7 @@ from vlm_jax.config import Experiment, Stage
 from vlm_jax.parallel import Layout
 from vlm_jax.serialise import to_json
 from vlm_jax.training.hooks import Preemption
+from vlm_jax.training.profile import ProfiledSteps
 from vlm_jax.training.watchdog import Watchdog
 
 
@@ -27,6 +28,12 @@ class Run:
     leaving: Preemption
     watchdog: Watchdog
     console: Console
+    began: float
+    """When the run began, in its first process, in seconds since 1970."""
+    process_began: float
+    """When this process did."""
+    profile: ProfiledSteps | None = None
+    """Steps to be traced."""
 
 
 def checkpoint_directory(run: Run, stage: Stage) -> epath.Path:
