@@ -77,7 +77,8 @@ def without_config(sums):
 
 def measured(workdir):
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    timings = ("seconds", "tokens_per_second", "images_per_second")
+    timings = ("seconds", "tokens_per_second", "images_per_second", "model_flops_per_second", "goodput", "spent")
+    timings += ("model_flops",)  # the encoder's are no part of a step that is given its features
     return [{key: value for key, value in line.items() if key not in timings} for line in lines]
 
 

@@ -19,7 +19,7 @@ from vlm_jax.checkpoints.reference import load_model
 from vlm_jax.config import load_experiment
 
 TINY = Path(__file__).with_name("tiny_experiment.py")
-TIMINGS = ("seconds", "tokens_per_second", "images_per_second")
+TIMINGS = ("seconds", "tokens_per_second", "images_per_second", "model_flops_per_second", "goodput", "spent")
 QUICK = {**os.environ, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "JAX_PLATFORMS": "cpu"}
 LIMIT_S = 180
 

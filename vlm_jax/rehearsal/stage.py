@@ -191,9 +191,7 @@ def rehearse_stage(
 
 def compiler_flags(experiment: Experiment, topology: Topology) -> dict[str, Any]:
     """The flags that a run on such a slice would set; what LIBTPU_INIT_ARGS says already stays, there as here."""
-    model = experiment.model
-    policies = [getattr(part, "remat", "") for part in (model.decoder, model.encoder)]
-    offload = any(policy.startswith("offload") for policy in policies)
+    offload = any(experiment.offloads(stage) for stage in experiment.stages)
     return set_flags(topology.chip.name, topology.slices, offload=offload, environment=dict(os.environ))
 
 
