@@ -1,0 +1,157 @@
+"""Runs of several processes on this machine, each with CPU devices of its own; and what they did.
+
+python several.py train RECORD ARGUMENT…      `vlm train`, with the examples of every batch written to RECORD.I
+python several.py ADDRESS N I ACT             joins N processes, tells so, and does something
+"""
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+EXPERIMENT = Path(__file__).with_name("processes_experiment.py")
+LIMIT_S = 240
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Several:
+    """Processes that were started together, and what each has said."""
+
+    def __init__(self, directory, count, devices, arguments):
+        """`arguments(address, index)` gives a process's own."""
+        directory.mkdir(parents=True, exist_ok=True)
+        flags = f"--xla_force_host_platform_device_count={devices}"
+        quick = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+        address = f"127.0.0.1:{free_port()}"
+        self.logs = [directory / f"{i}.log" for i in range(count)]
+        self.processes = []
+        for i, log in enumerate(self.logs):
+            command = [sys.executable, str(Path(__file__)), *map(str, arguments(address, i))]
+            with log.open("w") as file:
+                self.processes.append(subprocess.Popen(command, stdout=file, stderr=file, env={**os.environ, **quick}))
+
+    def said(self, index):
+        return self.logs[index].read_text(errors="replace")
+
+    def wait_for(self, happened):
+        """Waits until something has happened, which must be before any of them ends."""
+        end = time.monotonic() + LIMIT_S
+        while not happened():
+            assert all(process.poll() is None for process in self.processes), "\n".join(map(self.said, range(2)))[
+                -3000:
+            ]
+            assert time.monotonic() < end
+            time.sleep(0.005)
+
+    def codes(self, limit=LIMIT_S):
+        """Exit codes of all; who does not end in time is killed."""
+        end = time.monotonic() + limit
+        found = []
+        for process in self.processes:
+            try:
+                found.append(process.wait(max(0.0, end - time.monotonic())))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+                found.append("did not end")
+        return found
+
+
+def train(workdir, count, devices, *more):
+    """`vlm train` on the short experiment."""
+
+    def arguments(address, index):
+        place = ("--coordinator", address, "--processes", count, "--process", index) if count > 1 else ()
+        return ("train", f"{workdir}.record.{index}", EXPERIMENT, "--workdir", workdir, *place, *more)
+
+    return Several(workdir.with_name(f"{workdir.name}.said"), count, devices, arguments)
+
+
+def act(directory, count, what):
+    """Processes that join and do something that has to do with no model."""
+    return Several(directory, count, 1, lambda address, index: (address, count, index, what))
+
+
+def batches(workdir, rows, shards):
+    """Ids of the examples of each global batch of training, row by row, from what the processes wrote down."""
+    found = []
+    for path in sorted(workdir.parent.glob(f"{workdir.name}.record.*")):
+        for number, line in enumerate(path.read_text().splitlines()):
+            batch = json.loads(line)
+            if number == len(found):
+                found.append([None] * rows)
+            rounds = rows // shards
+            for place, ids in enumerate(batch["ids"]):
+                row = batch["shards"][place // rounds] + shards * (place % rounds)
+                assert found[number][row] in (None, ids), "two processes hold the row, and differ"
+                found[number][row] = ids
+    return found
+
+
+def _record(path):
+    """Has the loader of training, which has two sources, write down what it gives."""
+    from data_pipelines.loader import Loader
+
+    give = Loader.__next__
+
+    def recorded(self):
+        batch, info = give(self)
+        if len(info.sources) == 2:
+            with open(path, "a") as file:
+                file.write(json.dumps({"shards": list(self._shards), "ids": info.example_ids}) + "\n")
+        return batch, info
+
+    Loader.__next__ = recorded
+
+
+def _act(address, count, index, what):
+    from vlm_jax.errors import RunError, UserError
+    from vlm_jax.parallel import processes
+
+    try:
+        with processes.joined(processes.find_place(address, count, index, {})):
+            import jax
+            import numpy as np
+            from jax.experimental import multihost_utils
+
+            print("together", processes.gather_json(index), jax.device_count(), processes.is_first(), flush=True)
+            if what == "differ":
+                processes.agree(min(index, 1), "the number")
+            if what == "first is wrong":
+                processes.first_does(lambda: _raise(UserError("no such directory")))
+            if what == "one is wrong" and index == 1:
+                raise UserError("no room")
+            if what == "one breaks" and index == 1:
+                raise ZeroDivisionError("no reason")
+            while what in ("compute", "one breaks", "one is wrong"):
+                multihost_utils.process_allgather(np.ones(10))
+            if what == "sit":
+                time.sleep(LIMIT_S)
+    except (UserError, RunError) as error:
+        print(f"vlm: {error}", file=sys.stderr, flush=True)
+        os._exit(2 if isinstance(error, UserError) else 1)
+
+
+def _raise(error):
+    raise error
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "train":
+        from vlm_jax.cli import main
+
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(sys.argv[2])
+        _record(sys.argv[2])
+        main(["train", *sys.argv[3:]])
+    else:
+        _act(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])
