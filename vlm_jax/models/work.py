@@ -107,18 +107,12 @@ def attended_pairs(batch: Batch, windows: list[int]) -> tuple[float, ...]:
     """
     segments, branches, blocks = (np.asarray(x) for x in (batch.segment_ids, batch.branch_ids, batch.block_ids))
     real, trunk = segments != 0, branches == 0
-    width = np.int64(branches.max(initial=0)) + 1
-    # int64: examples x branches of a row may pass 2³¹ only if someone numbers them so.
-    of_branch = _ranks(segments * width + branches, np.ones_like(trunk))
-    of_trunk = _ranks(segments.astype(np.int64), trunk)
-    before = np.where(trunk, of_branch, of_branch + of_trunk)
-    in_block = real & (blocks != 0)
-    if in_block.any():
-        keys = np.where(in_block, segments * (np.int64(blocks.max()) + 1) + blocks, -1)
-        members = np.where(in_block, _group_sizes(keys), 0)
-        earlier = np.where(in_block, _ranks(keys, np.ones_like(trunk)), 0)
-    else:
-        members = earlier = np.zeros_like(segments)
+    examples = np.where(real, segments.astype(np.int64), np.iinfo(np.int32).max)  # padding last, where it lies
+    before = _ranks(examples, trunk)
+    if not trunk.all():
+        width = np.int64(branches.max()) + 1
+        before = np.where(trunk, before, before + _ranks(examples * width + branches, ~trunk))
+    members, earlier = _blocks(examples, blocks, real & (blocks != 0))
 
     def total(window: int) -> float:
         seen = np.minimum(before, window) if window else before
@@ -130,23 +124,33 @@ def attended_pairs(batch: Batch, windows: list[int]) -> tuple[float, ...]:
 
 def _ranks(groups: Plane, counted: Bool[np.ndarray, "B S"]) -> Plane:
     """For each position, how many of its group are counted, up to and with itself; groups are numbers in a row."""
+    if (groups[:, 1:] >= groups[:, :-1]).all():  # as rows are mostly laid out
+        return _ranks_of_sorted(groups, counted)
     order = np.argsort(groups, axis=1, kind="stable")
-    sums = np.cumsum(np.take_along_axis(counted, order, 1), axis=1)
-    ordered = np.take_along_axis(groups, order, 1)
-    first = np.ones_like(ordered, bool)
-    first[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
-    before = np.concatenate([np.zeros_like(sums[:, :1]), sums[:, :-1]], 1)
-    starts = np.maximum.accumulate(np.where(first, before, 0), axis=1)
-    ranks = np.empty_like(sums)
-    np.put_along_axis(ranks, order, sums - starts, 1)
+    ranks = np.empty_like(order)
+    take = np.take_along_axis
+    np.put_along_axis(ranks, order, _ranks_of_sorted(take(groups, order, 1), take(counted, order, 1)), 1)
     return ranks
 
 
-def _group_sizes(groups: Plane) -> Plane:
-    """For each position, how many positions of the row are in its group."""
-    forward = _ranks(groups, np.ones_like(groups, bool))
-    backward = _ranks(groups[:, ::-1], np.ones_like(groups, bool))[:, ::-1]
-    return forward + backward - 1
+def _ranks_of_sorted(groups: Plane, counted: Bool[np.ndarray, "B S"]) -> Plane:
+    sums = np.cumsum(counted, axis=1)
+    first = np.ones_like(counted)
+    first[:, 1:] = groups[:, 1:] != groups[:, :-1]
+    starts: Plane = np.maximum.accumulate(np.where(first, sums - counted, 0), axis=1)
+    return sums - starts
+
+
+def _blocks(examples: Plane, blocks: Plane, inside: Bool[np.ndarray, "B S"]) -> tuple[Plane, Plane]:
+    """For each position how many its block has, and how many of these up to and with itself; 0 outside of blocks."""
+    if not inside.any():
+        return np.zeros_like(blocks), np.zeros_like(blocks)
+    keys = np.where(inside, examples * (np.int64(blocks.max()) + 1) + blocks, 0)
+    # Between blocks the number of the block before stands, so that the row stays sorted where its blocks are.
+    keys = np.where(inside, keys, np.maximum.accumulate(keys, axis=1))
+    ranks = _ranks(keys, inside)
+    following = _ranks(-keys[:, ::-1], inside[:, ::-1])[:, ::-1]
+    return np.where(inside, ranks + following - 1, 0), np.where(inside, ranks, 0)
 
 
 def _feeds_all(config: VLMConfig) -> bool:
