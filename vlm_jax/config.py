@@ -299,7 +299,7 @@ class Experiment:
         for part in data:
             more = emits(part, template or self.template)
             found = Emits(found.branches or more.branches, found.blocks or more.blocks)
-        sizes: Any = {"head_size": decoder.head_size, "softcap": decoder.attention_softcap}
+        sizes: Any = {"length": stage.data.length, "head_size": decoder.head_size, "softcap": decoder.attention_softcap}
         compute = self.model.precision.compute
         try:
             return resolve_kernel(decoder.attention_kernel, platform, found, compute=compute, **sizes)

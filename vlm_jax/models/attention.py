@@ -34,6 +34,7 @@ def resolve_kernel(
     platform: str,
     emits: tuple[str, str] = ("", ""),
     *,
+    length: int = 0,
     head_size: int = 128,
     compute: str = "bfloat16",
     softcap: float = 0.0,
@@ -44,13 +45,14 @@ def resolve_kernel(
         wanted: the config's.
         platform: that the stage runs on: "tpu", "gpu" ("cuda", "rocm") or "cpu".
         emits: what of the stage makes branches and what makes blocks, for messages; "" = nothing does.
+        length: of a row, in positions.
         head_size, compute, softcap: the decoder's head size and softcap, and the dtype that it computes in.
 
     Raises:
         UserError: if the kernel that is asked for cannot do that.
     """
     platform = {"cuda": "gpu"}.get(platform, platform)
-    unfit = _unfit_for_cudnn(head_size, compute, softcap)
+    unfit = _unfit_for_cudnn(length, head_size, compute, softcap)
     if wanted == "auto":
         if platform == "tpu":
             return "splash_dynamic" if any(emits) else "splash"
@@ -71,11 +73,13 @@ def resolve_kernel(
     return wanted
 
 
-def _unfit_for_cudnn(head_size: int, compute: str, softcap: float) -> str:
+def _unfit_for_cudnn(length: int, head_size: int, compute: str, softcap: float) -> str:
     if compute != "bfloat16":
         return f"computes in 16 bits, the model in {compute}"
     if head_size % 8 or head_size > 128:
         return f"takes head sizes up to 128 that are multiples of 8, not {head_size}"
+    if length % 2:
+        return f"takes rows of an even number of positions, not {length}"
     return "has no softcap of scores" if softcap else ""
 
 
