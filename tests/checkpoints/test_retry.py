@@ -38,12 +38,15 @@ SAVES = """
 LINES = """
     import logging, sys
     from etils import epath
-    from vlm_jax.checkpoints.retry import append_line
+    from vlm_jax.checkpoints.retry import RefusedError, append_line
 
     logging.basicConfig(format="%(message)s")
-    for number in range(40):
-        append_line(epath.Path(sys.argv[1]) / "lines.jsonl", str(number) + " " + "x" * 5000, float(sys.argv[2]))
-    print("WRITTEN", flush=True)
+    try:
+        for number in range(40):
+            append_line(epath.Path(sys.argv[1]) / "lines.jsonl", str(number) + " " + "x" * 5000, float(sys.argv[2]))
+        print("WRITTEN", flush=True)
+    except RefusedError as error:
+        print("REFUSED", error, flush=True)
 """
 
 
@@ -111,6 +114,7 @@ def test_lines_are_written_whole_or_not_at_all(run_on, freed):
     assert "the disk is full; trying again" in said
     lines = (disk.path / "lines.jsonl").read_text().splitlines()
     assert ("WRITTEN" in said) == freed
+    assert ("lines.jsonl: could not be written (the disk is full); free space" in said) != freed
     assert (len(lines) == 40) == freed
     assert [int(line.split()[0]) for line in lines] == list(range(len(lines)))
     assert {len(line) for line in lines} <= {5002, 5003}

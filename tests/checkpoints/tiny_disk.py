@@ -26,6 +26,7 @@ class Tmpfs:
         self._user = [] if os.geteuid() == 0 else ["--map-root-user"]
         command = ["unshare", *self._user, "--mount", "sh", "-c", mount, "sh", str(room + ballast), str(directory)]
         self._holder = subprocess.Popen([*command, str(ballast)], stdout=subprocess.PIPE, text=True)
+        assert self._holder.stdout is not None
         self.works = self._holder.stdout.readline() == "ready\n"
 
     @property

@@ -8,9 +8,12 @@ A thin wrapper around orbax's v0 CheckpointManager: asynchronous, committed by o
 name is whole.
 """
 
+import concurrent.futures
+import contextlib
 import dataclasses
 import json
 import logging
+import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -22,11 +25,14 @@ from jaxtyping import PyTree
 from vlm_jax.checkpoints.checks import DamagedError, check_model, damaged, first_line, read_step_files, verify
 from vlm_jax.checkpoints.checksums import file_checksum, seal, tree_checksums, unseal
 from vlm_jax.checkpoints.files import FilesHandler, FilesSave
-from vlm_jax.checkpoints.retry import passing, try_again
+from vlm_jax.checkpoints.retry import RefusedError, passing, try_again
 from vlm_jax.errors import UserError
-from vlm_jax.parallel.processes import gather_json, is_first, of_first, wait_for_all
+from vlm_jax.parallel.processes import count, gather_json, is_first, of_first, wait_for_all
 
 log = logging.getLogger(__name__)
+
+_LOOK_S = 1.0
+"""How often processes ask each other whether their parts of a save are done."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +76,7 @@ class CheckpointManager:
             retry_seconds: how long a save is tried that a full disk or an unreachable bucket refuses.
             alive: called again and again while it is tried.
         """
-        self._retry_seconds, self._alive = retry_seconds, alive
+        self._retry_seconds, self._alive, self._refused = retry_seconds, alive, False
         self.directory = epath.Path(directory).resolve()
         policies: list[Any] = [ocp.checkpoint_managers.LatestN(keep_last)]
         if keep_every:
@@ -126,35 +132,72 @@ class CheckpointManager:
             optimizer=ocp.args.StandardSave(optimizer),
             files=FilesSave({**small, "checksums.json": seal(sums)}),
         )
-        wait |= self._lost_one()
+        # Orbax lets processes wait for each other in a save, so one of several cannot begin it anew by itself.
+        patience = self._retry_seconds if count() == 1 else 0.0
+        wait |= self._lost_one(patience)
 
         def attempt() -> None:
-            self._manager.save(step, args=items, force=True)
-            if wait:
-                self._finish()
+            try:
+                self._manager.save(step, args=items, force=True)
+                if wait:
+                    self._finish()
+            except Exception:
+                self._clear()
+                raise
 
         try:
-            try_again(attempt, f"{self.directory}: saving step {step}", self._retry_seconds, self._alive)
-        except (OSError, ValueError, RuntimeError) as error:
-            raise self._unsaved(step, error) from error
+            try_again(attempt, f"{self.directory}: saving step {step}", patience, self._alive)
+        except RefusedError:
+            raise
         except Exception as error:
-            if not passing(error):
-                raise
             raise self._unsaved(step, error) from error
 
-    def _lost_one(self) -> bool:
+    def _lost_one(self, patience: float) -> bool:
         """Waits for the save before, if it is under way still; whether the disk refused it."""
         try:
             self._finish()
         except Exception as error:
             why = passing(error)
-            if not why or not self._retry_seconds:
+            if not why or not patience:
                 raise self._unsaved(None, error) from error
             log.warning("%s: the last save failed (%s); saving the present step in its place", self.directory, why)
+            self._clear()
             return True
         return False
 
+    def _clear(self) -> None:
+        """Makes room of what a failed save has written, and forgets what it was about to delete."""
+        if count() == 1:
+            for leftover in self.directory.glob(f"*{ocp.utils.TMP_DIR_SUFFIX}*"):
+                with contextlib.suppress(Exception):
+                    leftover.rmtree()
+            self._manager.reload()
+
     def _finish(self) -> None:
+        """Returns when the save under way is on disk; of several processes all raise what one of them met."""
+        if count() == 1:
+            self._finish_own()
+            return
+        own: concurrent.futures.Future[None] = concurrent.futures.Future()
+
+        def finish() -> None:  # waits for the others, who may never come
+            try:
+                self._finish_own()
+                own.set_result(None)
+            except Exception as error:
+                own.set_exception(error)
+
+        threading.Thread(target=finish, name="save", daemon=True).start()
+        while True:
+            done = bool(concurrent.futures.wait([own], timeout=_LOOK_S).done)
+            error = own.exception() if done else None
+            told = gather_json([done, error and (passing(error) or first_line(error))])
+            if why := next((f"process {i}: {why}" for i, (_, why) in enumerate(told) if why), ""):
+                raise self._refusal(None, why) from error
+            if all(done for done, _ in told):
+                return
+
+    def _finish_own(self) -> None:
         self._manager.wait_until_finished()
         self._manager.check_for_errors()
 
@@ -162,15 +205,30 @@ class CheckpointManager:
         """Returns when the save under way, if any, is on disk; raises like `save`."""
         try:
             self._finish()
-        except (OSError, ValueError, RuntimeError) as error:
+        except RefusedError:
+            raise
+        except Exception as error:
             raise self._unsaved(None, error) from error
 
+    def give_up(self) -> None:
+        """The run ends because something was refused; of several processes none waits for the others in a save."""
+        self._refused = True
+
     def close(self) -> None:
-        """Waits, then frees what the manager holds."""
+        """Waits, then frees what the manager holds. A refusal that was told before is not told again."""
+        if self._refused and count() > 1:
+            return
         try:
             self.wait()
+        except UserError:
+            if not self._refused:
+                raise
         finally:
-            self._manager.close()
+            try:
+                self._manager.close()
+            except Exception:
+                if not self._refused:
+                    raise
 
     def restore_newest(self, params: PyTree, optimizer: PyTree) -> Snapshot | None:
         """Reads the newest step that is whole; damaged ones after it are set aside under the name STEP.damaged.
@@ -252,12 +310,16 @@ class CheckpointManager:
         return Snapshot(step, trees["params"], trees["optimizer"], files)
 
     def _unsaved(self, step: int | None, error: Exception) -> UserError:
+        return self._refusal(step, passing(error) or first_line(error))
+
+    def _refusal(self, step: int | None, why: str) -> RefusedError:
+        self._refused = True
         which = "a checkpoint" if step is None else f"step {step}"
         last = self.latest_step()
         kept = f"step {last} is whole" if last is not None else "nothing was saved before"
-        return UserError(
-            f"{self.directory}: could not save {which} ({passing(error) or first_line(error)}); {kept}; "
-            "free space or choose another --workdir, then run again"
+        return RefusedError(
+            f"{self.directory}: could not save {which} ({why}); {kept}; free space or choose another --workdir, then "
+            "run again"
         )
 
 

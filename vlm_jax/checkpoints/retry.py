@@ -11,9 +11,16 @@ from typing import TypeVar
 
 from etils import epath
 
+from vlm_jax.errors import UserError
+
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+
+class RefusedError(UserError):
+    """A disk or bucket refused to take something for good; one line that names it."""
+
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _LOST = {
@@ -101,14 +108,21 @@ def append_line(path: epath.Path, line: str, seconds: float = 0.0) -> None:
     """Appends a whole line to a file or leaves the file as it was; a refusal is tried again for so many seconds.
 
     Raises:
-        OSError: if the disk refuses it for good.
+        RefusedError: if the disk refuses it for good.
     """
 
     def append() -> None:
         with _undone(path), path.open("a") as file:
             file.write(line + "\n")
 
-    try_again(append, f"writing to {path}", seconds)
+    try:
+        try_again(append, f"writing to {path}", seconds)
+    except Exception as error:
+        if not passing(error):
+            raise
+        raise RefusedError(
+            f"{path}: could not be written ({passing(error)}); free space or choose another --workdir, then run again"
+        ) from error
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ from rich.console import Console
 from data_pipelines.loader import Loader, make_loader
 from vlm_jax.batch import Batch
 from vlm_jax.checkpoints import CheckpointManager, DamagedError, abstract_params, newest_step
+from vlm_jax.checkpoints.retry import RefusedError
 from vlm_jax.config import Experiment, Stage
 from vlm_jax.models.vlm import VLM
 from vlm_jax.optim import assign_rules
@@ -24,7 +25,7 @@ from vlm_jax.parallel.processes import agree, count, is_first, of_first
 from vlm_jax.serialise import to_json
 from vlm_jax.training.displays import ProgressDisplay, TensorBoard
 from vlm_jax.training.divisibility import check_layout
-from vlm_jax.training.efficiency import Meter, read_began
+from vlm_jax.training.efficiency import Meter, peak_of_all, read_began
 from vlm_jax.training.features import check_cached_features, open_features
 from vlm_jax.training.hooks import CheckpointHook, Preemption, ValidationHook
 from vlm_jax.training.lines import Line, MetricsFile, rewind_metrics
@@ -123,6 +124,9 @@ def train_stage(run: Run, index: int, stage: Stage, previous: Mapping[str, Any] 
                 run = dataclasses.replace(run, process_began=time.time())  # what was done since the checkpoint is lost
                 del state  # two of them may not fit
                 manager.wait()
+    except RefusedError:
+        manager.give_up()
+        raise
     finally:
         manager.close()
 
@@ -209,7 +213,8 @@ def run_steps(
     with contextlib.ExitStack() as stack:
         last_line, sinks = stack.enter_context(open_sinks(run, index, done))
         watchdog = stack.enter_context(run.watchdog)
-        meter = stack.enter_context(contextlib.closing(Meter(program, run.began, run.process_began, last_line)))
+        meter = Meter(program, run.began, run.process_began, last_line, peak_of_all())
+        stack.callback(meter.close)
         traces = profiled(program.whole_step, run.profile, stage.name, done, run.workdir / "profile")
         step = meter.step(stack.enter_context(traces))
         guard = LossGuard(experiment.loss_policy, run.workdir, stage.name, done, checkpoints.retry_seconds)
