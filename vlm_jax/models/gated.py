@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from vlm_jax.models.attention import AttentionKernel, attention, attention_over_cache
+from vlm_jax.models.attention import attention, attention_over_cache
 from vlm_jax.models.layers import Activation, GatedMLP, LayerNorm, Precision, Projection, RMSNorm, parameter
 from vlm_jax.models.ledger import Depends, Ledger
 from vlm_jax.models.memory import KeysAndValues
@@ -48,7 +48,6 @@ class GatedBlockConfig:
     blind: Blind = "skip"
     output_scale: float = 1.0
     """Of the outputs' initial standard deviation."""
-    attention_kernel: AttentionKernel = "xla"
 
 
 class CrossAttention(nn.Module):

@@ -120,7 +120,6 @@ class CrossAttentionConfig(AdapterConfigBase):
             activation=self.activation,
             blind=self.blind_rule,
             output_scale=(2 * decoder.layers) ** -0.5,
-            attention_kernel=decoder.attention_kernel,
         )
 
     def check(self, features: FeatureMap, decoder: DecoderConfig) -> None:
