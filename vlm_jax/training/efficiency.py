@@ -60,24 +60,32 @@ def read_began(workdir: epath.Path, now: float) -> float:
     return now
 
 
+def peak_of_all() -> float | None:
+    """What all devices of all processes can do together, in FLOP/s; None where that is not known."""
+    peak = peak_flops(jax.devices()[0])
+    return None if peak is None else peak * jax.device_count()
+
+
 class Meter:
     """Measures one stage, or what is left of it: it stands round the batches, the step and the hooks of the loop.
 
     It reads nothing from the devices: a thread waits for their results (`step_clock`).
     """
 
-    def __init__(self, program: StageProgram, began: float, process_began: float, last_line: Line | None) -> None:
+    def __init__(
+        self, program: StageProgram, began: float, process_began: float, last_line: Line | None, peak: float | None
+    ) -> None:
         """Args:
         program: of the stage.
         began: when the run began, in seconds since 1970.
         process_began: when this process's part of it did.
         last_line: of metrics.jsonl, of what came before and counts.
+        peak: FLOP/s of all devices together (`peak_of_all`); None = not known.
         """
         self._config, self._rows = program.model.config, program.stage.data.rows
         self._trained = trained_names(self._config, lambda name: program.rules[name].rate != 0)
         self._features_given = program.stage.cache_features
-        peak = peak_flops(jax.devices()[0])
-        self._peak = None if peak is None else peak * jax.device_count()
+        self._peak = peak
         self._clock, self._began = StepClock(), began
         self._acts: list[tuple[Part, float, float]] = []
         self._work, self._own_rows = Work(), 0

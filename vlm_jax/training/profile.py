@@ -80,6 +80,13 @@ def profiled(step: Step, steps: ProfiledSteps | None, stage: str, done: int, dir
         trace.stop()
 
 
+def _options() -> jax.profiler.ProfileOptions:
+    """Python's own calls are left out: they are so many that nothing else has room in the trace."""
+    options = jax.profiler.ProfileOptions()
+    options.python_tracer_level = 0
+    return options
+
+
 class _Trace:
     """A step that starts and ends the trace as its turn comes."""
 
@@ -90,7 +97,7 @@ class _Trace:
     def __call__(self, state: Any, batch: Batch) -> Any:
         self._number += 1
         if not self._running and self._steps.first <= self._number <= self._steps.last:
-            jax.profiler.start_trace(str(self._directory))
+            jax.profiler.start_trace(str(self._directory), profiler_options=_options())
             self._running = True
         with jax.profiler.StepTraceAnnotation(STEP_NAME, step_num=self._number):
             state, metrics = self._step(state, batch)
