@@ -54,6 +54,46 @@ def test_going_on_from_a_step_equals_going_straight_bit_for_bit(toy, compiled):
         np.testing.assert_array_equal(a, b)
 
 
+def test_a_step_that_is_left_out_draws_its_batch_and_changes_nothing_but_the_count(toy, compiled):
+    step, first_state, layout = compiled
+    seen = []
+    left = run_stage(
+        first_state(), step, toy.batches(), layout, 0, 3, [lambda event: seen.append(dict(event.metrics))], left_out=[2]
+    )
+    assert [bool(metrics) for metrics in seen] == [True, False, True]
+    one = run_stage(first_state(), step, toy.batches(), layout, 0, 1, [])
+    two = run_stage(one, step, toy.batches(at=2), layout, 2, 3, [])
+    assert (int(left.step), int(two.step)) == (3, 2)
+    for a, b in zip(jax.tree.leaves(left.params), jax.tree.leaves(two.params), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_it_is_told_what_begins_and_what_may_take_long(toy, compiled):
+    step, first_state, layout = compiled
+    acts = []
+
+    class Saving:
+        long = True
+
+        def __call__(self, event):
+            pass
+
+    def look(event):
+        pass
+
+    def begin(act, long):
+        acts.append((act, long))
+
+    run_stage(first_state(), step, toy.batches(at=4), layout, 4, 6, [look, Saving()], begin=begin)
+    assert acts[:4] == [
+        ("drawing the batch of step 5", False),
+        ("step 5", True),
+        ("look after step 5", False),
+        ("Saving after step 5", True),
+    ]
+    assert ("step 6", False) in acts
+
+
 def test_what_a_hook_leaves_is_there_for_the_next_but_not_for_the_next_step(toy, compiled):
     step, first_state, layout = compiled
     seen = []

@@ -48,6 +48,48 @@ def test_a_standstill_ends_the_process_and_tells_where(tmp_path):
     assert "stacks-3.txt" in done.stderr
 
 
+LOOP = """
+    import sys, threading
+    import jax
+    import numpy as np
+    from vlm_jax.batch import Batch
+    from vlm_jax.parallel import MeshConfig, build_layout
+    from vlm_jax.training.loop import run_stage
+    from vlm_jax.training.watchdog import Watchdog
+
+    class Batches:
+        drawn = 0
+
+        def __next__(self):
+            self.drawn += 1
+            if self.drawn == 3:
+                threading.Event().wait()
+            return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), Batch.spec(1, 4)), None
+
+        def get_state(self):
+            return {}
+
+    def hook(event):
+        if event.step == int(sys.argv[2]):
+            threading.Event().wait()
+
+    with Watchdog(2.0, sys.argv[1]) as watchdog:
+        step = lambda state, batch: (state, {})
+        run_stage(None, step, Batches(), build_layout(MeshConfig()), 0, 9, [hook], begin=watchdog.begin)
+"""
+
+
+@pytest.mark.parametrize(
+    ("hook_at", "act"), [(99, "drawing the batch of step 3"), (2, "hook after step 2")], ids=["source", "hook"]
+)
+def test_the_loop_says_what_stands_still(tmp_path, hook_at, act):
+    """A source that sleeps for ever, and a hook that does."""
+    command = [sys.executable, "-c", textwrap.dedent(LOOP), str(tmp_path), str(hook_at)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1, done.stderr
+    assert f"process 0 stands still: {act} since" in (tmp_path / "stacks-0.txt").read_text()
+
+
 def test_a_directory_that_cannot_be_written_leaves_the_stacks_on_stderr(tmp_path):
     done = stand_still(tmp_path / "nowhere", "draw_for_ever")
     assert done.returncode == 1
