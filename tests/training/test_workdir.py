@@ -56,6 +56,12 @@ def test_a_file_in_its_place_is_a_user_error(tiny, tmp_path, place):
         open_workdir(tiny, where, False)
 
 
+def change_decoder(e, **fields):
+    return dataclasses.replace(
+        e, model=dataclasses.replace(e.model, decoder=dataclasses.replace(e.model.decoder, **fields))
+    )
+
+
 HARMLESS = {
     "log_every": lambda e: dataclasses.replace(e, log_every=7),
     "checkpoints": lambda e: dataclasses.replace(e, checkpoints=dataclasses.replace(e.checkpoints, every=3)),
@@ -63,6 +69,8 @@ HARMLESS = {
     "bad_record_limit": lambda e: dataclasses.replace(e, bad_record_limit=0.5),
     "validation": lambda e: change_stage(e, 0, validation=e.stages[1].validation),
     "a later stage's steps": lambda e: change_stage(e, 1, steps=99),
+    "remat": lambda e: change_decoder(e, remat="full"),
+    "attention_kernel": lambda e: change_decoder(e, attention_kernel="xla"),
     "one more stage": lambda e: dataclasses.replace(
         e, stages=(*e.stages, dataclasses.replace(e.stages[1], name="more"))
     ),

@@ -33,6 +33,9 @@ HARMLESS = (
 )
 """Fields of an experiment that may differ when a run is resumed."""
 
+HARMLESS_OF_MODELS = ("remat", "attention_kernel")
+"""The same of a model's parts: they change how it is computed, and another slice may want another way."""
+
 HARMLESS_OF_STAGES = ("validation", "cache_features", "offload_optimizer")
 """The same of a stage."""
 
@@ -119,7 +122,7 @@ def _changes(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, A
 
 def _harmless(field: str, new: dict[str, Any], begun_stages: list[str]) -> bool:
     parts = field.split(".")
-    if parts[0] in HARMLESS:
+    if parts[0] in HARMLESS or (parts[0] == "model" and parts[-1] in HARMLESS_OF_MODELS):
         return True
     if parts[0] != "stages" or not begun_stages:
         return not begun_stages
