@@ -69,6 +69,9 @@ LOOP = """
         def get_state(self):
             return {}
 
+        def sum_up(self, info):
+            return info
+
     def hook(event):
         if event.step == int(sys.argv[2]):
             threading.Event().wait()
