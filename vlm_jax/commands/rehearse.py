@@ -36,6 +36,9 @@ def add_parser(subparsers: Any) -> None:
         "--details", action="store_true", help="also list the largest tensors and the slowest operations"
     )
     parser.add_argument(
+        "--quick", action="store_true", help="end the compiler before it generates code, which changes no figure"
+    )
+    parser.add_argument(
         "--search",
         action="store_true",
         help="try meshes, recomputation, accumulation and kernels; recommend the fastest",
@@ -74,7 +77,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.search:
         return _search(arguments, experiment, topology, chosen)
     with _watching() as watch:
-        stages = [rehearse_stage(experiment, index, topology, watch=watch) for index in chosen]
+        stages = [rehearse_stage(experiment, index, topology, quick=arguments.quick, watch=watch) for index in chosen]
     console = table_console()
     console.print(terminal_table(experiment.name, topology, stages))
     for stage in stages:

@@ -1,5 +1,6 @@
 """The TPU compiler at work: optimised HLO and memory of a lowered program, or what stood in the way of its fitting."""
 
+import dataclasses
 import math
 import re
 import tempfile
@@ -67,24 +68,44 @@ def compile_lowered(lowered: Any, options: dict[str, Any] | None = None) -> Comp
         try:
             executable = lowered.compile(compiler_options=flags)
         except Exception as error:  # of XLA, whose exceptions have no common type
-            raise _explained(error, dump, time.monotonic() - start) from None
+            raise explained(str(error), dump, time.monotonic() - start) from None
         finally:
             jax.config.update(_LEAST_SECONDS, least)
         stats = executable.memory_analysis()
-        report = _read(dump, "memory-usage-report.txt")
-        # The heap as it was laid out; the peak that the executable names leaves the gaps in it out.
-        heap = re.search(r"Memory Space: default.*\nTotal bytes: (\d+)", report)
-        held = max(int(heap[1]) if heap else 0, stats.peak_memory_in_bytes)
-        text = _read(dump, ".after_optimizations.txt")
-        return Compiled(
-            text=text or executable.as_text(),
+        made = read_dump(dump, time.monotonic() - start)
+        return dataclasses.replace(
+            made,
+            text=made.text or executable.as_text(),
             argument_bytes=stats.argument_size_in_bytes,
-            peak_bytes=held + stats.generated_code_size_in_bytes,
+            # The heap as it was laid out; the peak that the executable names leaves the gaps in it out.
+            peak_bytes=max(made.peak_bytes, stats.peak_memory_in_bytes) + stats.generated_code_size_in_bytes,
             host_bytes=stats.host_argument_size_in_bytes + stats.host_temp_size_in_bytes,
-            tensors=largest_tensors(_read(dump, "-buffer-assignment.txt"), text),
-            seconds=time.monotonic() - start,
         )
 
+
+def read_dump(dump: Path, seconds: float) -> Compiled:
+    """What the compiler's dump says by itself: all but the size of the code, which is made last.
+
+    Args:
+        dump: its directory.
+        seconds: that the compiler took.
+    """
+    text, buffers = _read(dump, ".after_optimizations.txt"), _read(dump, "-buffer-assignment.txt")
+    heaps = dict(_HEAP.findall(_read(dump, "-memory-usage-report.txt")))
+    arguments = re.findall(r"^allocation \d+: size (\d+), parameter \d+, shape \|[^|]*\| at ShapeIndex", buffers, re.M)
+    return Compiled(
+        text=text,
+        argument_bytes=sum(map(int, arguments)),
+        peak_bytes=int(heaps.get("0", 0)),
+        host_bytes=int(heaps.get(_HOST_COLOUR, 0)),
+        tensors=largest_tensors(buffers, text),
+        seconds=seconds,
+    )
+
+
+_HEAP = re.compile(r"^Memory Space: \S+ \(color=(\d+)\)\nTotal bytes: (\d+)", re.MULTILINE)
+_HOST_COLOUR = "5"
+"""How the compiler's account of memory calls the host's."""
 
 _LEAST_SECONDS = "jax_persistent_cache_min_compile_time_secs"
 """Programs that compile faster are not kept."""
@@ -92,8 +113,9 @@ _LEAST_SECONDS = "jax_persistent_cache_min_compile_time_secs"
 _UNITS = {"B": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
-def _explained(error: Exception, dump: Path, seconds: float) -> Exception:
-    message = " ".join(str(error).split())
+def explained(message: str, dump: Path, seconds: float) -> Exception:
+    """What the compiler's own words mean: DoesNotFitError, or UserError."""
+    message = " ".join(message.split())
     if "RESOURCE_EXHAUSTED" not in message and "Ran out of memory" not in message:
         return UserError(f"the TPU compiler refuses the program: {message[:400]}; change the mesh or the kernel")
     sizes = re.findall(r"([\d.]+)([KMGT]?)\b(?:i?B)?", message.split("emory", 1)[-1])

@@ -146,7 +146,6 @@ def search_stage(
             break
         with watch(f"{len(tried) + 1} of at most {budget.compiles}: {following[0]}"):
             tried.append(_compiled(experiment, index, topology, *following))
-        jax.clear_caches()  # programs of one choice are of no use to another
     return Found(index, len(ranked), tuple(sorted(tried, key=_order)))
 
 
@@ -191,7 +190,7 @@ def _order(candidate: Candidate) -> tuple[bool, float, float]:
 
 def _compiled(experiment: Experiment, index: int, topology: Topology, choice: Choice, expected: Estimate) -> Candidate:
     try:
-        report = rehearse_stage(choice.applied(experiment, index), index, topology)
+        report = rehearse_stage(choice.applied(experiment, index), index, topology, quick=True)
     except UserError as error:
         return Candidate(choice, expected, None, str(error))
     return Candidate(choice, expected, report)

@@ -21,6 +21,7 @@ from vlm_jax.rehearsal.host import HostNeeds, host_needs
 from vlm_jax.rehearsal.machine import build_machine, slice_numbers
 from vlm_jax.rehearsal.memory import Tensor
 from vlm_jax.rehearsal.program import ProgramCosts
+from vlm_jax.rehearsal.quick import compile_quickly
 from vlm_jax.rehearsal.topology import Topology, absent_devices
 from vlm_jax.training.divisibility import check_layout
 from vlm_jax.training.program import StageProgram, build_program
@@ -140,6 +141,7 @@ def rehearse_stage(
     index: int,
     topology: Topology,
     *,
+    quick: bool = False,
     watch: Watch = no_watch,
 ) -> StageReport:
     """Compiles what a step of a stage runs and counts what it costs. A stage that does not fit has a report, too.
@@ -148,6 +150,7 @@ def rehearse_stage(
         experiment: what would be trained.
         index: of the stage.
         topology: where.
+        quick: end the compiler before it generates code (`rehearsal.quick`): faster by far, and found out less.
         watch: shows what is being done.
 
     Raises:
@@ -158,17 +161,22 @@ def rehearse_stage(
     check_layout(experiment, layout)
     state, batch = program.abstract_state(), program.abstract_batch()
     report = _expectations(program, topology)
-    with watch(f"{program.stage.name}: tracing"):
-        lowered = program.lower()
-    if program.stage.cache_features:
-        lowered.pop("encoder", None)  # features come from the disk
     options = compiler_flags(experiment, topology)
+    lowered: dict[str, Any] = {}
+    if not quick:
+        with watch(f"{program.stage.name}: tracing"):
+            lowered = program.lower()
+    # Features that are cached come from the disk.
+    encodes = program.encoder is not None and batch.images is not None and not program.stage.cache_features
     machine, slices = build_machine(topology, layout.mesh), slice_numbers(layout.mesh)
     costs, compiled = {}, {}
-    for name, one in lowered.items():
+    for name in ("encoder", "step") if encodes else ("step",):
         with watch(f"{program.stage.name}: compiling the {name}"):
             try:
-                made = compile_lowered(one, options)
+                if quick:
+                    made = compile_quickly(experiment, index, topology, name, options)
+                else:
+                    made = compile_lowered(lowered[name], options)
             except DoesNotFitError as error:
                 return dataclasses.replace(
                     report, peak_bytes=error.needed, tensors=error.tensors, compile_seconds=error.seconds
