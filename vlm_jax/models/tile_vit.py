@@ -274,7 +274,8 @@ class TileViT(nn.Module):
         shape, axes = (len(c.grids) + 1, *x.shape[1:]), (None, None, None, "vision_embed")
         of_grids = parameter(self, "tile_positions", nn.initializers.normal(0.02), shape, axes, precision)
         x = x + ((1 - gate) * positions).astype(x.dtype)
-        return x + gate.astype(x.dtype) * of_grids.astype(x.dtype)[grids]
+        whole = constrain(of_grids.astype(x.dtype), (None,) * 4)  # before it is indexed for each picture
+        return x + gate.astype(x.dtype) * whole[grids]
 
     def _for_tiles(self, name: str, x: Float[Array, "N T P D"], grids: Int[Array, " N"]) -> Float[Array, "N T P D"]:
         """Adds to all tokens of a tile what is learned for its place in its grid, behind a gate."""
@@ -282,4 +283,5 @@ class TileViT(nn.Module):
         shape, axes = (len(c.grids) + 1, c.tiles, c.hidden), (None, None, "vision_embed")
         table = parameter(self, f"{name}_embedding", nn.initializers.normal(0.02), shape, axes, precision)
         gate = parameter(self, f"{name}_gate", nn.initializers.zeros, (1,), (None,), precision)
-        return x + (jnp.tanh(gate) * table).astype(x.dtype)[grids][:, :, None]
+        whole = constrain((jnp.tanh(gate) * table).astype(x.dtype), (None,) * 3)
+        return x + whole[grids][:, :, None]
