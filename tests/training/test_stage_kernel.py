@@ -15,9 +15,10 @@ from vlm_jax.errors import UserError
 from vlm_jax.models.decoder import DecoderConfig
 from vlm_jax.models.layers import Precision
 from vlm_jax.models.presets import vlm_mu
-from vlm_jax.models.vlm import VLMConfig
+from vlm_jax.models.vlm import VLM, VLMConfig
 from vlm_jax.parallel import MeshConfig, build_layout
 from vlm_jax.rehearsal.topology import absent_devices, parse_topology
+from vlm_jax.serialise import from_plain
 from vlm_jax.training.program import build_program
 
 DECODER = DecoderConfig(
@@ -119,3 +120,11 @@ def test_the_compiler_of_tpus_takes_the_step(kind, mesh):
     segments = "_segmented" if program.one_path else ""
     for kernel in (f"splash_mha_fwd{segments}_residuals", f"splash_mha_dkv{segments}_no_residuals"):
         assert kernel in text
+
+
+@pytest.mark.parametrize("kernel", ["xla", "splash"])
+def test_a_config_written_before_or_elsewhere_loads(kernel):
+    """Runs of before there were kernels say "xla"; a model trained on TPUs is asked on any machine."""
+    old = {"type": "DecoderConfig", "layers": 2, "attention_kernel": kernel}
+    assert from_plain(DecoderConfig, old).attention_kernel == kernel
+    assert VLM(VLMConfig(from_plain(DecoderConfig, old))).kernel == "xla"  # until a stage's program says otherwise
