@@ -77,12 +77,27 @@ def test_the_figures_of_a_stage_agree_with_each_other(rehearse: Rehearse, tmp_pa
     assert gathered >= stage["params"] * 4 * 3 / 4 / 2
 
 
-def test_what_does_not_fit_is_refused_by_the_compiler_and_the_largest_tensors_are_named(
+def test_a_quick_rehearsal_says_the_same_but_for_the_size_of_the_code(
     rehearse: Rehearse, tiny: str, tmp_path: Path
+) -> None:
+    told = []
+    for more in ((), ("--quick",)):
+        file = tmp_path / "rehearsal.json"
+        assert rehearse(tiny, "--topology", "v5e:2x2", "--json", str(file), *more)[0] == 0
+        told.append(json.loads(file.read_text())["stages"]["text"])
+    whole, quick = told
+    differ = {key for key in whole if whole[key] != quick[key]}
+    assert differ <= {"peak_bytes_per_chip", "temporary_bytes_per_chip", "compile_seconds"}
+    assert 0 < quick["peak_bytes_per_chip"] < whole["peak_bytes_per_chip"]
+
+
+@pytest.mark.parametrize("more", [(), ("--quick",)], ids=["whole", "quick"])
+def test_what_does_not_fit_is_refused_by_the_compiler_and_the_largest_tensors_are_named(
+    rehearse: Rehearse, tiny: str, tmp_path: Path, more: tuple[str, ...]
 ) -> None:
     file = tmp_path / "rehearsal.json"
     large = ("--stages.0.data.rows", "8192", "--stages.0.data.length", "2048", "--model.decoder.mlp-width", "4096")
-    code, shown, said = rehearse(tiny, "--topology", "v5e:1x1", *large, "--json", str(file))
+    code, shown, said = rehearse(tiny, "--topology", "v5e:1x1", *large, *more, "--json", str(file))
     assert code == 2
     assert "does not fit v5e:1x1" in said
     assert "of a chip's 15.75 GiB" in said
