@@ -25,6 +25,7 @@ from vlm_jax.optim import OptimizerConfig, Rule, Schedule, assign_rules, build_o
 from vlm_jax.parallel import MeshConfig, build_layout
 from vlm_jax.serialise import to_json
 from vlm_jax.training.loss_policy import LossGuard
+from vlm_jax.training.loss_watch import first_watch
 from vlm_jax.training.recipe import train
 from vlm_jax.training.state import create_state
 from vlm_jax.training.step import train_step
@@ -218,14 +219,58 @@ def test_limits_count_in_a_row_and_in_all(tmp_path):
 SKIP = LossPolicy(nonfinite="skip")
 
 
-def prepare(toy, **options):
+def prepare(toy, table=(Rule(".*"),), **options):
     """(state, step) of the toy model."""
-    config, layout = OptimizerConfig(table=(Rule(".*"),)), build_layout(MeshConfig())
+    config, layout = OptimizerConfig(table=table), build_layout(MeshConfig())
     rules = assign_rules(config.table, toy.params())
     optimizer = build_optimizer(config, rules, 10)
     state = create_state(toy.params(), rules, optimizer, "float32", layout)
     known = {"objective": toy.objective(), "optimizer": optimizer, "rate": config.schedule.build(10)}
     return state, functools.partial(train_step, **known, **options)
+
+
+@pytest.mark.parametrize("accumulation", [1, 4])
+@pytest.mark.parametrize("table", [(Rule(".*"),), (Rule("embedding", rate=0), Rule(".*"))], ids=["all", "frozen"])
+def test_a_spoilt_part_of_a_batch_is_enough_to_skip_it_all(toy, table, accumulation):
+    state, step = prepare(toy, table, accumulation=accumulation, policy=SKIP)
+    step = jax.jit(step)
+    good = toy.batch()
+    weights = good.loss_weights.copy()
+    weights[-1, 0] = np.nan
+    before, _ = step(state, good)
+    after, metrics = step(before, dataclasses.replace(good, loss_weights=weights))
+    assert (float(metrics["skipped"]), int(after.step)) == (1, 2)
+    kept = jax.tree.leaves((before.trained, before.frozen, before.optimizer))
+    for a, b in zip(jax.tree.leaves((after.trained, after.frozen, after.optimizer)), kept, strict=True):
+        np.testing.assert_array_equal(a, b)
+    moved, metrics = step(after, good)
+    assert float(metrics["skipped"]) == 0
+    assert not np.array_equal(moved.params["head"]["kernel"], after.params["head"]["kernel"])
+
+
+def test_mean_and_deviation_are_those_of_the_steps_then_forget_old_ones():
+    losses = np.random.default_rng(0).normal(3, 1, 40).astype(np.float32)
+    watch = first_watch(LossPolicy(spike="skip"), build_layout(MeshConfig()))
+    for count, loss in enumerate(losses[:10], 1):
+        watch = watch.after(loss, 10)
+        assert int(watch.steps) == count
+    np.testing.assert_allclose(float(watch.mean), losses[:10].mean(), rtol=1e-5)
+    np.testing.assert_allclose(float(watch.variance), losses[:10].var(), rtol=1e-5)
+    assert float(watch.limit(2.0)) == pytest.approx(losses[:10].mean() + 2 * losses[:10].std(), rel=1e-5)
+    mean = losses[:10].astype(float).mean()
+    for loss in losses[10:]:
+        watch, mean = watch.after(loss, 10), 0.9 * mean + 0.1 * loss
+    np.testing.assert_allclose(float(watch.mean), mean, rtol=1e-5)
+    again = first_watch(LossPolicy(spike="skip"), build_layout(MeshConfig()), watch.to_json())
+    for a, b in zip(jax.tree.leaves(watch), jax.tree.leaves(again), strict=True):
+        assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
+
+
+def test_a_loss_that_hardly_moves_makes_no_spike_of_a_small_step():
+    watch = first_watch(LossPolicy(spike="skip"), build_layout(MeshConfig()))
+    for _ in range(20):
+        watch = watch.after(np.float32(2.0), 10)
+    assert 2.05 < float(watch.limit(5.0)) < 2.2
 
 
 def test_the_default_policy_adds_nothing_to_the_step(toy):
