@@ -151,5 +151,6 @@ def _number(value: np.ndarray) -> float | str:
 
 
 def _told(event: Event) -> str:
-    told = f"loss {event['loss']}, gradient norm {event['gradient_norm']}"
-    return told if event["cause"] == "nonfinite" else f"{told}, a spike (the limit was {event['spike_limit']:.6g})"
+    if event["cause"] == "spike":
+        return f"loss {event['loss']:.6g}, a spike (the limit was {event['spike_limit']:.6g})"
+    return ", ".join(f"{name.replace('_', ' ')} {event[name]}" for name in _WATCHED)
