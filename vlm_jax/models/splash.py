@@ -33,7 +33,7 @@ _LANES = 128
 _LARGEST_BLOCK = 1024
 _LARGEST_MASK_BLOCK = 512
 _LEAST_GOAL = 512
-_COMPUTED_TOGETHER = 512
+_MOST_SCORES = 1024 * 512
 _MOST_PADDING = 1 / 16
 
 
@@ -64,7 +64,8 @@ def block_sizes(block: int) -> kernels.BlockSizes:
     """Of all passes; the fused backward pass computes scores once for all three gradients, where two kernels would
     each do it again (five products a block in place of seven).
     """
-    together = next(size for size in range(min(block, _COMPUTED_TOGETHER), 0, -_LANES) if block % size == 0)
+    parts = (size for size in range(block, 0, -_LANES) if block % size == 0 and block * size <= _MOST_SCORES)
+    together = next(parts)
     return kernels.BlockSizes(
         block_q=block,
         block_kv=block,
