@@ -15,6 +15,8 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, PyTree, Shaped, UInt32
 
+from vlm_jax.parallel.together import compiled_together
+
 _BITS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
 
 
@@ -46,7 +48,8 @@ def checksum(array: Shaped[Array, "..."]) -> UInt32[Array, "2"]:
 @functools.cache
 def _checksums(whole: NamedSharding | None) -> Callable[[PyTree], PyTree]:
     """The program; of arrays over several processes each gets all sums."""
-    return jax.jit(lambda tree: jax.tree.map(checksum, tree), out_shardings=whole)
+    program = jax.jit(lambda tree: jax.tree.map(checksum, tree), out_shardings=whole)
+    return program if whole is None else compiled_together(program)
 
 
 def tree_checksums(tree: PyTree) -> dict[str, str]:

@@ -19,6 +19,7 @@ from vlm_jax.errors import UserError
 from vlm_jax.models.abstract import Model, boxed_params, initialise
 from vlm_jax.parallel import Layout, use_layout
 from vlm_jax.parallel.processes import is_first, of_first, wait_for_all
+from vlm_jax.parallel.together import compiled_together
 
 
 def abstract_params(model: Model, layout: Layout | None = None) -> dict[str, Any]:
@@ -54,7 +55,7 @@ def initialise_missing(model: Model, layout: Layout, seed: int, loaded: PyTree |
 
     # "rbg" draws the same on any sharding, as threefry does, and compiles several times faster where kernels are many.
     with use_layout(layout):
-        drawn = draw(jax.random.key(seed, impl="rbg")) if missing else {}
+        drawn = compiled_together(draw)(jax.random.key(seed, impl="rbg")) if missing else {}
     return traverse_util.unflatten_dict({**drawn, **have}, sep="/")
 
 

@@ -243,7 +243,8 @@ def _free_port(place: Place) -> int:
 
 
 def _why(error: OSError) -> str:
-    return os.strerror(error.errno) if (error.errno or 0) > 0 else error.strerror or str(error)
+    number = error.errno or 0  # below 0: of names
+    return os.strerror(number) if number > 0 else error.strerror or str(error)
 
 
 def _bracketed(host: str) -> str:

@@ -39,6 +39,7 @@ from vlm_jax.models.vlm import VLM
 from vlm_jax.optim import Rule
 from vlm_jax.parallel import Layout, put_same, replicated, row_sharding
 from vlm_jax.parallel.processes import gather_json, is_first, wait_for_all
+from vlm_jax.parallel.together import compiled_together
 from vlm_jax.serialise import to_json
 
 log = logging.getLogger(__name__)
@@ -85,6 +86,7 @@ class FrozenEncoder:
 
         self.encode = jax.jit(encode, out_shardings=self.sharding)
         """(the encoder's parameters, images, image_ids, tile_index) -> features; 0 in slots that are not in use."""
+        self._encode = compiled_together(self.encode)
         self.gather = jax.jit(lambda features: features, out_shardings=replicated(layout))
         """Features -> the same on every device."""
 
@@ -101,7 +103,7 @@ class FrozenEncoder:
         """
         if batch.images is None:
             return batch
-        features = self.encode({"encoder": params["encoder"]}, batch.images, batch.image_ids, batch.tile_index)
+        features = self._encode({"encoder": params["encoder"]}, batch.images, batch.image_ids, batch.tile_index)
         return dataclasses.replace(batch, images=None, features=features)
 
 

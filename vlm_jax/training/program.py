@@ -21,6 +21,7 @@ from vlm_jax.losses.next_token import next_token_objective
 from vlm_jax.models.vlm import VLM
 from vlm_jax.optim import Rule, assign_rules, build_optimizer, split
 from vlm_jax.parallel import Layout, batch_shardings, replicated, use_layout
+from vlm_jax.parallel.together import compiled_together
 from vlm_jax.training.features import FrozenEncoder, encoder_is_frozen
 from vlm_jax.training.loop import Step
 from vlm_jax.training.loss_watch import abstract_watch, first_watch
@@ -122,7 +123,7 @@ class StageProgram:
     @property
     def whole_step(self) -> Step:
         """The encoder's program, if it has one of its own, and the step, on a batch as the loader gives it."""
-        step, encoder = self.step, self.encoder
+        step, encoder = compiled_together(self.step), self.encoder
         return step if encoder is None else lambda state, batch: step(state, encoder(state.frozen, batch))
 
     def lower(self) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from vlm_jax.models.vlm import VLM
 from vlm_jax.optim import assign_rules
 from vlm_jax.parallel import build_layout, replicated, use_layout
 from vlm_jax.parallel.processes import agree, count, is_first, of_first
+from vlm_jax.parallel.together import compiled_together
 from vlm_jax.serialise import to_json
 from vlm_jax.training.displays import ProgressDisplay, TensorBoard
 from vlm_jax.training.divisibility import check_layout
@@ -267,7 +268,7 @@ def validation_hooks(program: StageProgram, batches: StageData) -> list[Validati
     names = [entry.title for entry in stage.validation.mixture]
     objective, frozen = program.objective(len(names)), program.encoder
     everywhere = replicated(program.layout)
-    sums = jax.jit(lambda params, batch: objective(params, batch)[1], out_shardings=everywhere)
+    sums = compiled_together(jax.jit(lambda params, batch: objective(params, batch)[1], out_shardings=everywhere))
     measure = sums if frozen is None else lambda params, batch: sums(params, frozen(params, batch))
     return [ValidationHook(batches.held_out, measure, names, stage.validation.every, program.layout)]
 

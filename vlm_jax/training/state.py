@@ -12,6 +12,7 @@ from jaxtyping import Array, Int, PyTree
 
 from vlm_jax.optim import Rule, merge, split
 from vlm_jax.parallel import Layout, put_same, replicated
+from vlm_jax.parallel.together import compiled_together
 from vlm_jax.training.loss_watch import LossWatch
 
 
@@ -62,7 +63,7 @@ def create_state(
         step=put_same(np.int32(0), replicated(layout)),
         trained=trained,
         frozen=frozen,
-        optimizer=jax.jit(optimizer.init, out_shardings=shardings)(trained),
+        optimizer=compiled_together(jax.jit(optimizer.init, out_shardings=shardings))(trained),
     )
 
 
