@@ -53,7 +53,9 @@ def largest_tensors(buffers: str, text: str, count: int = 12) -> tuple[Tensor, .
         elif temporary and (match := _VALUE.match(line)):
             instruction, size, offset = match[1].split("{")[0], int(match[2]), int(match[3])
             source = sources.get(instruction, "")
-            found.append((size, number, offset, Tensor(size, match[4], _role(source, instruction), _short(source))))
+            found.append(
+                (size, number, offset, Tensor(size, match[4], _role(source, instruction), short_source(source)))
+            )
         elif line.startswith("Total bytes used") or line.startswith("Used values"):
             break
     return _disjoint(found, count)
@@ -115,7 +117,7 @@ def _role(source: str, instruction: str) -> str:
     return "temporary"
 
 
-def _short(source: str) -> str:
+def short_source(source: str) -> str:
     """The last parts of an operation's path: its modules and what it does, without what jax wraps around them."""
     wrapped = re.compile(
         r"^(?:jit|jvp|transpose|vmap|pjit|remat|checkpoint|while|body|closed_call|cond|branch_\d+_fun)\b"

@@ -6,7 +6,8 @@ from typing import Any
 
 from rich.table import Table
 
-from vlm_jax.rehearsal.program import Traffic
+from vlm_jax.rehearsal.memory import short_source
+from vlm_jax.rehearsal.program import Operation, Traffic
 from vlm_jax.rehearsal.stage import StageReport
 from vlm_jax.rehearsal.topology import Topology
 
@@ -105,10 +106,16 @@ def stage_lines(stage: StageReport, count: int = 8) -> list[str]:
     for name, costs in stage.programs.items():
         lines.append(f"{stage.name}: slowest of the {name}")
         lines += [
-            f"  {_seconds(one.seconds)} {one.opcode} x {one.times:.0f}: {one.source or one.name}"
-            for one in costs.largest[:count]
+            f"  {_seconds(one.seconds)} {one.opcode} x {one.times:.0f}: {_origin(one)}" for one in costs.largest[:count]
         ]
     return lines
+
+
+def _origin(operation: Operation) -> str:
+    """Where an operation came from, and in which pass it runs."""
+    source = operation.source
+    part = "recomputed" if "rematted" in source else "backward" if "transpose(" in source else ""
+    return (short_source(source) or operation.name) + (f", {part}" if part else "")
 
 
 def does_not_fit(stage: StageReport) -> str:
