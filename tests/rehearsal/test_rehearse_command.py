@@ -112,6 +112,13 @@ def test_what_does_not_fit_is_refused_by_the_compiler_and_the_largest_tensors_ar
     assert "2048" in largest["shape"]
 
 
+def test_a_host_that_has_too_little_memory_is_named(rehearse: Rehearse, tiny: str) -> None:
+    code, _, said = rehearse(tiny, "--topology", "v5e:2x2", "--quick", "--stages.0.data.keep-pictures", "250000")
+    assert code == 2
+    assert "does not fit the hosts of v5e:2x2" in said
+    assert "of 192 GB" in said
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
