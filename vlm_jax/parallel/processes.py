@@ -76,7 +76,7 @@ def _place_in_slice() -> Place:
     except Exception as error:
         raise UserError(
             f"this TPU VM does not say which hosts belong to its slice ({type(error).__name__}: {error}); give "
-            "--coordinator, --processes and --process"
+            "--coordinator HOST:PORT, --processes and --process (1 and 0 if it is the only one)"
         ) from None
     address, count, index, _ = found
     return Place(address or "localhost:8482", count or 1, index or 0)
