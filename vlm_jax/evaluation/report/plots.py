@@ -81,7 +81,7 @@ def plots(lines: Sequence[Line]) -> list[Plot]:
 
 
 def throughput_plots(lines: Sequence[Line]) -> list[Plot]:
-    """Tokens and pictures a second, and the share of padding, over the steps of all stages."""
+    """Tokens and pictures a second, padding, and how well devices and time are used, over the steps of all stages."""
     included = "The first point of a stage includes compilation."
     return _drawn(
         lines,
@@ -89,6 +89,8 @@ def throughput_plots(lines: Sequence[Line]) -> list[Plot]:
             ("Tokens a second", [_of_line("tokens_per_second")], "count", included),
             ("Pictures a second", [_of_line("images_per_second")], "count", included),
             ("Padding", [_of_line("padding_share")], "from_0", "Share of positions that hold no token."),
+            ("MFU", [_of_line("mfu")], "share", "The model's FLOPs, of what the devices can do in that time."),
+            ("Goodput", [_of_line("goodput")], "share", "Share of all time so far that went to steps which counted."),
         ],
     )
 
