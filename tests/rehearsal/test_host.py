@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -18,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 MU = str(ROOT / "experiments" / "mu.py")
 
 
-def needs(experiment: Experiment, index: int, text: str, **mesh: int) -> tuple[HostNeeds, int, int]:
+def needs(experiment: Experiment, index: int, text: str, **mesh: Any) -> tuple[HostNeeds, int, int]:
     """(needs of a host, bytes of the whole state, bytes of the global batch)."""
     topology = parse_topology(text)
     layout = build_layout(MeshConfig(**mesh), absent_devices(topology))

@@ -1,5 +1,7 @@
 """Wires of mesh axes, from where their devices are on the torus."""
 
+from typing import Any
+
 import pytest
 
 from vlm_jax.parallel import MeshConfig, build_layout
@@ -7,7 +9,7 @@ from vlm_jax.rehearsal.machine import axis_groups, build_machine, slice_numbers
 from vlm_jax.rehearsal.topology import absent_devices, parse_topology
 
 
-def wires(text: str, slices: int = 1, **axes: int) -> dict[str, float]:
+def wires(text: str, slices: int = 1, **axes: Any) -> dict[str, float]:
     """Links (one direction each) that a chip sends over, by group of mesh axes."""
     topology = parse_topology(text, slices)
     layout = build_layout(MeshConfig(**axes, slices=slices), absent_devices(topology))
