@@ -108,7 +108,7 @@ class FrozenEncoder:
 
 
 def _picture_axes(layout: Layout, rows: int, pictures: int) -> tuple[str, ...]:
-    """Mesh axes over which a batch's pictures are split: those of its rows, and further ones as long as it comes out.
+    """Mesh axes over which a batch's pictures are split: those of its rows, and the rule's others while they divide.
 
     Args:
         layout: of the devices.
@@ -116,7 +116,7 @@ def _picture_axes(layout: Layout, rows: int, pictures: int) -> tuple[str, ...]:
     """
     axes = layout.axes("batch")
     left = rows * pictures // layout.devices("batch")
-    for axis in layout.mesh.axis_names:
+    for axis in layout.axes("pictures"):
         if axis not in axes and left % layout.shape[axis] == 0:
             axes, left = (*axes, axis), left // layout.shape[axis]
     return axes
