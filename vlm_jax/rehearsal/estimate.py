@@ -1,10 +1,14 @@
 """Memory and time of a layout by rule of thumb: good enough to say which layouts are worth compiling."""
 
 import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from vlm_jax.config import Experiment, Stage
 from vlm_jax.models.decoder import DecoderConfig
-from vlm_jax.parallel import Layout, build_layout
+from vlm_jax.parallel import MeshConfig, build_layout
+from vlm_jax.parallel.rules import AXES
 from vlm_jax.rehearsal.machine import group_bandwidth
 from vlm_jax.rehearsal.topology import Topology, absent_devices
 
@@ -40,24 +44,27 @@ def estimate(experiment: Experiment, stage: Stage, topology: Topology, params: i
     Raises:
         UserError: if the mesh does not make the topology's chips.
     """
-    layout = build_layout(experiment.mesh, absent_devices(topology))
-    decoder, mesh = experiment.model.decoder, layout.shape
+    wires = _wires_of(topology, tuple(experiment.mesh.sizes.values()), experiment.mesh.across_slices)
+    decoder, mesh = experiment.model.decoder, wires.mesh
     shares = mesh["data"] * mesh["fsdp"] * mesh["sequence"]
     positions = stage.data.rows * stage.data.length / stage.accumulation / shares
-    memory = _memory(decoder, stage, layout, positions, params, trained)
+    memory = _memory(decoder, stage, mesh, positions, params, trained)
     again = _Recomputed.of(decoder, stage.data.length)
     tokens = stage.data.rows * stage.data.length
     products = (4 * params + 2 * trained + 2 * params * again.share) * tokens
     compute = products / topology.chips / (_EFFICIENCY * topology.chip.peak_flops)
-    hidden, exposed = _wires(experiment, stage, topology, layout, positions, params, trained)
+    kept = decoder.layers * positions * stage.accumulation * _BF16 * again.kept / mesh["tensor"]
+    compute += 2 * kept / topology.chip.hbm_bandwidth  # written, and read again
+    hidden, exposed = _talk(decoder, stage, wires, positions, params, trained)
     offloaded = 2 * decoder.layers * positions * stage.accumulation * _BF16 * again.offloaded / mesh["tensor"]
     hidden += offloaded / topology.chip.host_link_bandwidth
     return Estimate(memory, max(compute, hidden) + 0.1 * min(compute, hidden) + exposed)
 
 
-def _memory(decoder: DecoderConfig, stage: Stage, layout: Layout, positions: float, params: int, trained: int) -> float:
+def _memory(
+    decoder: DecoderConfig, stage: Stage, mesh: Mapping[str, int], positions: float, params: int, trained: int
+) -> float:
     """State, what is kept for the backward pass, what a layer works on, and logits; bytes a chip."""
-    mesh = layout.shape
     kept = decoder.width + _Recomputed.of(decoder, stage.data.length).kept / mesh["tensor"]
     chunk = min(stage.objective.chunk or stage.data.length, stage.data.length)
     logits = positions * chunk / stage.data.length * decoder.vocabulary_size / mesh["tensor"]
@@ -68,34 +75,42 @@ def _memory(decoder: DecoderConfig, stage: Stage, layout: Layout, positions: flo
     return state + gathered + positions * _BF16 * (decoder.layers * kept + 6 * widest) + 3 * _F32 * logits
 
 
-def _wires(
-    experiment: Experiment,
-    stage: Stage,
-    topology: Topology,
-    layout: Layout,
-    positions: float,
-    params: int,
-    trained: int,
+@dataclasses.dataclass(frozen=True)
+class _Wires:
+    """A mesh, and bytes a second along each of its axes."""
+
+    mesh: Mapping[str, int]
+    rates: Mapping[str, float]
+
+
+@functools.lru_cache(maxsize=1024)
+def _wires_of(topology: Topology, sizes: tuple[int, ...], across: Literal["data", "fsdp"]) -> _Wires:
+    """Looked up once for each mesh: a search asks for the same ones with thousands of choices."""
+    axes: dict[str, Any] = dict(zip(AXES, sizes, strict=True))
+    config = MeshConfig(**axes, slices=topology.slices, across_slices=across)
+    layout, chip = build_layout(config, absent_devices(topology)), topology.chip
+    rates = {axis: group_bandwidth(topology, layout.mesh, [axis]) for axis, size in layout.shape.items() if size > 1}
+    if topology.slices > 1:
+        rates[across] = chip.dcn_bandwidth / topology.chips_of_a_host
+    return _Wires(dict(layout.shape), rates)
+
+
+def _talk(
+    decoder: DecoderConfig, stage: Stage, wires: _Wires, positions: float, params: int, trained: int
 ) -> tuple[float, float]:
     """Seconds of communication that (runs beside compute, stands between products)."""
-    decoder, mesh, parts = experiment.model.decoder, layout.shape, stage.accumulation
-
-    def rate(axis: str) -> float:
-        if topology.slices > 1 and experiment.mesh.across_slices == axis:
-            return topology.chip.dcn_bandwidth / topology.chips_of_a_host
-        return group_bandwidth(topology, layout.mesh, [axis])
-
+    mesh, rates, parts = wires.mesh, wires.rates, stage.accumulation
     hidden = exposed = 0.0
     if mesh["fsdp"] > 1:
         gathers = 2 if decoder.remat == "none" else 3
         moved = parts * (gathers * _BF16 * params + _F32 * trained) / mesh["tensor"]
-        hidden += moved / rate("fsdp") + parts * gathers * decoder.layers * mesh["fsdp"] * _HOP_SECONDS
+        hidden += moved / rates["fsdp"] + parts * gathers * decoder.layers * mesh["fsdp"] * _HOP_SECONDS
     if mesh["data"] > 1:
-        hidden += 2 * _F32 * trained / (mesh["fsdp"] * mesh["tensor"]) / rate("data")
+        hidden += 2 * _F32 * trained / (mesh["fsdp"] * mesh["tensor"]) / rates["data"]
     for axis, share in (("tensor", 1.0), ("sequence", decoder.key_value_heads / decoder.heads)):
         if mesh[axis] > 1:
             times = parts * 6 * decoder.layers
-            exposed += times * (share * positions * decoder.width * _BF16 / rate(axis) + mesh[axis] * _HOP_SECONDS)
+            exposed += times * (share * positions * decoder.width * _BF16 / rates[axis] + mesh[axis] * _HOP_SECONDS)
     return hidden, exposed
 
 
@@ -116,7 +131,7 @@ class _Recomputed:
         heads, groups = decoder.heads * decoder.head_size, decoder.key_value_heads * decoder.head_size
         qkv, scores = 2 * heads + 2 * groups, heads * length
         numbers = {
-            "none": qkv + 4 * width + 3 * middle,
+            "none": qkv + 14 * width + 5 * middle,  # also what norms and activations need, partly in float32
             "attention": heads,
             "qkv": qkv,
             "all_but_mlp": qkv + width,
