@@ -151,17 +151,16 @@ def test_a_resumed_stage_compiles_its_step_once(tiny, done, tmp_path, monkeypatc
     """State and metrics of a restored run have the layout of a new one, so the second step is the first's program."""
     workdir = Path(shutil.copytree(done, tmp_path / "run"))
     longer = one_stage(tiny, 0, steps=4)
-    steps = []
-    run_stage = recipe.run_stage
+    programs, build = [], recipe.build_program
 
-    def keep(state, step, *rest, **options):
-        steps.append(step)
-        return run_stage(state, step, *rest, **options)
+    def keep(*arguments):
+        programs.append(build(*arguments))
+        return programs[-1]
 
-    monkeypatch.setattr(recipe, "run_stage", keep)
+    monkeypatch.setattr(recipe, "build_program", keep)
     shutil.rmtree(workdir / "checkpoints" / "instruct")
     train(longer, workdir, allow_config_change=True)
-    assert [step._cache_size() for step in steps] == [1]
+    assert [program.step._cache_size() for program in programs] == [1]
 
 
 def test_a_workdir_that_cannot_be_written_ends_with_code_2(tmp_path, capsys):
