@@ -8,7 +8,7 @@ G  Google Kubernetes Engine documentation, "Plan TPUs in GKE": machine types ct4
    ct5p-hightpu-4t, ct6e-standard-4t (those of slices of several hosts).
 S  Austin et al., "How to Scale Your Model" (2025), jax-ml.github.io/scaling-book/tpus: tables of chips, links and
    hosts, and which axes of a slice wrap around.
-C  the TPU compiler itself (libtpu 0.0.52): the HBM that it names when a program needs too much.
+C  the TPU compiler itself (libtpu 0.0.42.1): the HBM that it names when a program needs too much.
 """
 
 import dataclasses
