@@ -19,9 +19,7 @@ def experiment() -> Experiment:
     return Experiment(
         name="text",
         model=VLMConfig(
-            decoder=DecoderConfig(
-                VOCABULARY, width=16, layers=1, heads=2, key_value_heads=2, head_size=8, mlp_width=32
-            )
+            decoder=DecoderConfig(VOCABULARY, width=16, layers=1, heads=2, key_value_heads=2, head_size=8, mlp_width=32)
         ),
         tokenizer=SentencePieceConfig(vocabulary_size=VOCABULARY),
         stages=(
