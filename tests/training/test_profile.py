@@ -12,7 +12,7 @@ from vlm_jax import cli
 from vlm_jax.config import load_experiment
 from vlm_jax.errors import UserError
 from vlm_jax.training.efficiency import PARTS
-from vlm_jax.training.profile import STEP_NAME, ProfiledSteps, parse_profile
+from vlm_jax.training.profile import STEP_NAME, ProfiledSteps, parse_profile, profiled
 from vlm_jax.training.recipe import train
 
 TINY = Path(__file__).with_name("tiny_experiment.py")
@@ -81,6 +81,25 @@ def test_steps_that_there_are_not_are_refused(tiny, text, message):
 def test_steps_are_of_the_first_stage_unless_one_is_named(tiny):
     assert parse_profile("2:4", tiny) == ProfiledSteps("captions", 2, 4)
     assert parse_profile("instruct:1:2", tiny) == ProfiledSteps("instruct", 1, 2)
+
+
+def test_steps_that_are_passed_over_keep_their_numbers(tmp_path):
+    """Step 2 is left out; so the second call is of step 3, the last one to be traced."""
+    calls = []
+
+    def step(state, batch):
+        calls.append(batch)
+        return state, {"loss": jax.numpy.ones(())}
+
+    with profiled(step, ProfiledSteps("captions", 1, 3), "captions", 0, tmp_path, {2}) as traced:
+        traced(None, "first")
+        traced(None, "third")
+        assert list(tmp_path.rglob("*.trace.json.gz"))
+        traced(None, "fourth")
+    (trace,) = tmp_path.rglob("*.trace.json.gz")
+    events = json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
+    assert [event["args"]["step_num"] for event in events if event.get("name") == STEP_NAME] == ["1", "3"]
+    assert calls == ["first", "third", "fourth"]
 
 
 def test_bad_steps_are_one_line_on_the_command_line(tmp_path, capsys):

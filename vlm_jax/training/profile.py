@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import jax
@@ -54,7 +54,14 @@ def parse_profile(text: str, experiment: Experiment) -> ProfiledSteps:
 
 
 @contextlib.contextmanager
-def profiled(step: Step, steps: ProfiledSteps | None, stage: str, done: int, directory: epath.Path) -> Iterator[Step]:
+def profiled(
+    step: Step,
+    steps: ProfiledSteps | None,
+    stage: str,
+    done: int,
+    directory: epath.Path,
+    left_out: Collection[int] = (),
+) -> Iterator[Step]:
     """The step, traced where that is asked for; the trace is written even if the run ends meanwhile.
 
     Each process writes its own files into the directory. The device is waited for once, after the last traced step.
@@ -65,6 +72,7 @@ def profiled(step: Step, steps: ProfiledSteps | None, stage: str, done: int, dir
         stage: which stage this is.
         done: steps of it that are done.
         directory: where traces go.
+        left_out: steps that are passed over, so that the step is not called for them.
     """
     if steps is None or steps.stage != stage:
         yield step
@@ -73,7 +81,7 @@ def profiled(step: Step, steps: ProfiledSteps | None, stage: str, done: int, dir
         log.warning("stage %s: steps %d to %d are done already, so none is traced", stage, steps.first, steps.last)
         yield step
         return
-    trace = _Trace(step, steps, done, directory)
+    trace = _Trace(step, steps, done, directory, left_out)
     try:
         yield trace
     finally:
@@ -90,18 +98,23 @@ def _options() -> jax.profiler.ProfileOptions:
 class _Trace:
     """A step that starts and ends the trace as its turn comes."""
 
-    def __init__(self, step: Step, steps: ProfiledSteps, done: int, directory: epath.Path) -> None:
+    def __init__(
+        self, step: Step, steps: ProfiledSteps, done: int, directory: epath.Path, left_out: Collection[int]
+    ) -> None:
         self._step, self._steps, self._number, self._directory = step, steps, done, directory
+        self._left_out = left_out
         self._running = False
 
     def __call__(self, state: Any, batch: Batch) -> Any:
         self._number += 1
+        while self._number in self._left_out:
+            self._number += 1
         if not self._running and self._steps.first <= self._number <= self._steps.last:
             jax.profiler.start_trace(str(self._directory), profiler_options=_options())
             self._running = True
         with jax.profiler.StepTraceAnnotation(STEP_NAME, step_num=self._number):
             state, metrics = self._step(state, batch)
-        if self._running and self._number == self._steps.last:
+        if self._running and self._number >= self._steps.last:
             jax.block_until_ready(metrics)
             self.stop()
         return state, metrics
