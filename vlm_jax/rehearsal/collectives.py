@@ -217,6 +217,10 @@ def _mesh_groups(text: str) -> tuple[tuple[int, ...], ...]:
     axes = [(name, int(size)) for name, size in _MESH_AXIS.findall(head)]
     if "<=" in order:
         numbers, _ = _iota(order)
+    elif turned := re.search(r"device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\)", order):
+        counted, turn = ([int(n) for n in part.split(",")] if part else [] for part in turned.groups())
+        numbers = np.arange(math.prod(counted)).reshape(counted)
+        numbers = (numbers.transpose(turn) if turn else numbers).reshape(-1)
     elif "device_ids=(" in order:
         numbers = np.asarray([int(number) for number in re.findall(r"\d+", order)])
     else:

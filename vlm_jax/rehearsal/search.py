@@ -16,8 +16,9 @@ from vlm_jax.models.rematerialisation import RematPolicy
 from vlm_jax.parallel import MeshConfig, build_layout
 from vlm_jax.rehearsal.estimate import Estimate, divisors, estimate, factorisations
 from vlm_jax.rehearsal.report import stage_json, versions
-from vlm_jax.rehearsal.stage import StageReport, Watch, no_watch, rehearse_stage
+from vlm_jax.rehearsal.stage import StageReport, Watch, layout_on, no_watch, rehearse_stage
 from vlm_jax.rehearsal.topology import Topology, absent_devices
+from vlm_jax.training.divisibility import check_layout
 from vlm_jax.training.program import build_program
 
 LEAST_HEADROOM = 0.05
@@ -144,9 +145,21 @@ def search_stage(
         following = next_choice(ranked, tried, explore=len(tried) < (budget.compiles + 1) // 2)
         if following is None:
             break
+        if not _divides(following[0].applied(experiment, index), topology):
+            ranked = [one for one in ranked if one[0].mesh != following[0].mesh]
+            continue
         with watch(f"{len(tried) + 1} of at most {budget.compiles}: {following[0]}"):
             tried.append(_compiled(experiment, index, topology, *following))
     return Found(index, len(ranked), tuple(sorted(tried, key=_order)))
+
+
+def _divides(experiment: Experiment, topology: Topology) -> bool:
+    """Whether every parameter and batch divides over the mesh, which a rule of thumb does not ask."""
+    try:
+        check_layout(experiment, layout_on(experiment, topology))
+    except UserError:
+        return False
+    return True
 
 
 def next_choice(
