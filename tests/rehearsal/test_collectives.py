@@ -27,7 +27,7 @@ COLUMNS = ((0, 4), (1, 5), (2, 6), (3, 7))
         ("mesh['a'=8] {'a':(4)2}", ROWS),
         ("mesh['a'=8] {'a':(1)2}", COLUMNS),
         ("mesh['a'=2,'b'=4], device_ids=([2,4]<=[4,2]T(1,0)) {'a'}", ROWS),
-        ("mesh['a'=4,'b'=2], device_ids=([2,4]T(1,0)) {'a'}", ROWS),
+        ("mesh['a'=4,'b'=2], device_ids=([2,4]T(1,0)) {'a'}", ((0, 1, 2, 3), (4, 5, 6, 7))),
         ("mesh['a'=4,'b'=2], device_ids=(0,4,1,5,2,6,3,7) {'b'}", COLUMNS),
         ("{}", (tuple(range(8)),)),
     ],
