@@ -16,7 +16,7 @@ from vlm_jax.models.attention import AttentionKernel, attention, attention_over_
 from vlm_jax.models.cache import KeyValueCache, empty_cache
 from vlm_jax.models.embedding import look_up
 from vlm_jax.models.insertion import Inserted, scan_with_inserted, unstacked
-from vlm_jax.models.layers import Activation, GatedMLP, Precision, Projection, RMSNorm, parameter
+from vlm_jax.models.layers import Activation, GatedMLP, Precision, Projection, RMSNorm, parameter, weight
 from vlm_jax.models.placement import constrain
 from vlm_jax.models.rematerialisation import RematPolicy, named, remat
 from vlm_jax.models.rope import RopeScaling, Turns, rope_turns, rotary
@@ -369,10 +369,11 @@ class Decoder(nn.Module):
             columns = jnp.einsum("vd,bd->vb", self.embedding.astype(dtype), hidden, preferred_element_type=jnp.float32)
             logits = jax.lax.optimization_barrier(columns).T
         elif self.config.tied_embeddings:
-            table = self.embedding.astype(dtype)
+            table = weight(self.embedding, ("vocab", "embed"), self.precision)
             logits = jnp.einsum("...d,vd->...v", hidden, table, preferred_element_type=jnp.float32)
         else:
-            logits = jnp.einsum("...d,dv->...v", hidden, self.head.astype(dtype), preferred_element_type=jnp.float32)
+            head = weight(self.head, ("embed", "vocab"), self.precision)
+            logits = jnp.einsum("...d,dv->...v", hidden, head, preferred_element_type=jnp.float32)
         if logits.ndim == 3:
             logits = constrain(logits, ("batch", "length", "act_vocab"))
         return cap * jnp.tanh(logits / cap) if cap else logits
