@@ -47,12 +47,16 @@ class Case:
     remat: str
     rows: int = 0
     """Of the global batch; 0 = the experiment's."""
+    fsdp: int = 0
+    """Devices that share parameters; 0 = the experiment's."""
 
     def made(self) -> Experiment:
         """The experiment as this case has it."""
         made = load_experiment(str(ROOT / "experiments" / f"{self.experiment}.py"))
         decoder = dataclasses.replace(made.model.decoder, remat=self.remat)  # type: ignore[arg-type]
         made = dataclasses.replace(made, model=dataclasses.replace(made.model, decoder=decoder))
+        if self.fsdp:
+            made = dataclasses.replace(made, mesh=dataclasses.replace(made.mesh, fsdp=self.fsdp))
         if not self.rows:
             return made
         stages = tuple(
@@ -78,7 +82,8 @@ def cases(parts: Sequence[str]) -> Iterator[Case]:
     if "scaling" in parts:
         for shape in SCALING:
             chips = math.prod(map(int, shape.split("x")))
-            yield Case("scaling", "pod_8b", "pretrain", f"v5p:{shape}", TUNED["v5p:4x4x4"], rows=4 * chips)
+            remat, rows, fsdp = TUNED["v5p:4x4x4"], 4 * chips, min(chips, 64)
+            yield Case("scaling", "pod_8b", "pretrain", f"v5p:{shape}", remat, rows, fsdp)
 
 
 def rehearse(case: Case) -> dict[str, Any]:

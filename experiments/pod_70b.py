@@ -43,5 +43,5 @@ def experiment() -> Experiment:
         model=dataclasses.replace(small.model, decoder=decoder_70b()),
         parts=PARTS,
         stages=stages,
-        mesh=MeshConfig(data=1, fsdp=-1),
+        mesh=MeshConfig(fsdp=128),
     )
