@@ -68,10 +68,7 @@ def test_one_process_writes_what_is_shown(straight):
     said = straight[4].with_name("4.said")
     assert "instruct 6/6" in (said / "0.log").read_text()
     for i in (1, 2, 3):
-        others = re.sub(
-            r"\[Gloo\]|Rank \d+ is connected to .*|\d+ is connected .*", "", (said / f"{i}.log").read_text()
-        )
-        assert not others.strip()
+        assert not re.search("instruct|tokenizer|workdir|devices|report", (said / f"{i}.log").read_text())
     assert (straight[4] / "report.html").exists()
     assert not list(straight[4].glob("quarantine-*"))
 
