@@ -1,11 +1,12 @@
 """What rehearsal predicts of the pod experiments, beside what they shall reach.
 
-    python benchmarks/rehearsal.py [pods] [flops] [large] [scaling] [--jobs 2] [--json FILE]
+    python benchmarks/rehearsal.py [pods] [flops] [large] [scaling] [--whole] [--jobs 2] [--json FILE]
 
 pods: every stage of experiments/pod_8b.py on three slices. flops: compiled against model FLOPs with and without
 rematerialisation, and what it saves to train the adapter alone. large: experiments/pod_70b.py on 512 chips. scaling:
 the full-training stage of the 8B model with the same work for each of 16 to 2,048 chips. Everything is compiled by the
-TPU compiler for slices that are not there (the extra tpu-rehearsal); a program takes a minute or two of a core.
+TPU compiler for slices that are not there (the extra tpu-rehearsal); a program takes some 15 seconds, with --whole some
+minutes.
 """
 
 import argparse
@@ -29,8 +30,13 @@ from vlm_jax.rehearsal.topology import parse_topology, use_absent_tpus
 
 ROOT = Path(__file__).resolve().parents[1]
 
-TUNED: Mapping[str, str] = {"v5p:4x4x4": "full", "v5e:16x16": "full", "v6e:16x16": "full", "v5p:8x8x8": "full"}
-"""Rematerialisation of the decoder for each slice."""
+TUNED: Mapping[str, tuple[str, int]] = {
+    "v5p:4x4x4": ("save_products", 64),
+    "v6e:16x16": ("save_products", 128),
+    "v5e:16x16": ("save_qkv", 64),
+    "v5p:8x8x8": ("full", 128),
+}
+"""For each slice the decoder's rematerialisation, and how many devices share parameters."""
 
 SCALING = ("2x2x4", "4x4x4", "4x8x8", "8x8x16", "8x16x16")
 """v5p slices of 16 to 2,048 chips."""
@@ -71,36 +77,38 @@ def cases(parts: Sequence[str]) -> Iterator[Case]:
     if "pods" in parts:
         for topology in ("v5p:4x4x4", "v6e:16x16", "v5e:16x16"):
             for stage in ("pretrain", "align", "sft"):
-                yield Case("pods", "pod_8b", stage, topology, TUNED[topology])
+                remat, fsdp = TUNED[topology]
+                yield Case("pods", "pod_8b", stage, topology, remat, fsdp=fsdp)
     if "flops" in parts:
         for remat in ("none", "full"):
             for stage in ("pretrain", "align"):
                 yield Case("flops", "pod_8b", stage, "v5p:4x4x4", remat, rows=64)
     if "large" in parts:
+        remat, fsdp = TUNED["v5p:8x8x8"]
         for stage in ("pretrain", "align", "sft"):
-            yield Case("large", "pod_70b", stage, "v5p:8x8x8", TUNED["v5p:8x8x8"])
+            yield Case("large", "pod_70b", stage, "v5p:8x8x8", remat, fsdp=fsdp)
     if "scaling" in parts:
         for shape in SCALING:
             chips = math.prod(map(int, shape.split("x")))
-            remat, rows, fsdp = TUNED["v5p:4x4x4"], 4 * chips, min(chips, 64)
-            yield Case("scaling", "pod_8b", "pretrain", f"v5p:{shape}", remat, rows, fsdp)
+            remat, fsdp = TUNED["v5p:4x4x4"]
+            yield Case("scaling", "pod_8b", "pretrain", f"v5p:{shape}", remat, 4 * chips, min(chips, fsdp))
 
 
-def rehearse(case: Case) -> dict[str, Any]:
+def rehearse(case: Case, quick: bool) -> dict[str, Any]:
     """The figures of a case; in a process of its own."""
     use_absent_tpus()
     experiment = case.made()
     index = [stage.name for stage in experiment.stages].index(case.stage)
-    report = rehearse_stage(experiment, index, parse_topology(case.topology))
+    report = rehearse_stage(experiment, index, parse_topology(case.topology), quick=quick)
     return {**dataclasses.asdict(case), **stage_json(report)}
 
 
-def run(chosen: Sequence[Case], jobs: int) -> list[dict[str, Any]]:
+def run(chosen: Sequence[Case], jobs: int, quick: bool) -> list[dict[str, Any]]:
     """All cases, some at the same time; a line for each that is done."""
     began, found = time.monotonic(), {}
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(jobs, mp_context=context, max_tasks_per_child=1) as pool:
-        futures = {pool.submit(rehearse, case): case for case in chosen}
+        futures = {pool.submit(rehearse, case, quick): case for case in chosen}
         for future in concurrent.futures.as_completed(futures):
             case, figures = futures[future], future.result()
             found[case] = figures
@@ -175,11 +183,14 @@ def main() -> None:
     known = ("pods", "flops", "large", "scaling")
     parser.add_argument("parts", nargs="*", help=f"which of {', '.join(known)} (all)")
     parser.add_argument("--jobs", type=int, default=2, help="compilations at a time (2)")
+    parser.add_argument(
+        "--whole", action="store_true", help="let the compiler write its code too: minutes, and no other figures"
+    )
     parser.add_argument("--json", type=Path, help="also write the figures here")
     arguments = parser.parse_args()
     if strange := set(arguments.parts) - set(known):
         parser.error(f"there is no part {strange.pop()}; there are {', '.join(known)}")
-    results = run(list(cases(arguments.parts or known)), arguments.jobs)
+    results = run(list(cases(arguments.parts or known)), arguments.jobs, not arguments.whole)
     console = Console(width=160)
     show_steps(console, results)
     alone = adapter_alone(results)

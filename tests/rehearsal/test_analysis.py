@@ -15,6 +15,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from vlm_jax.errors import UserError
+from vlm_jax.parallel.xla_flags import compiler_options
 from vlm_jax.rehearsal.analysis import analyse
 from vlm_jax.rehearsal.machine import build_machine, slice_numbers
 from vlm_jax.rehearsal.program import Machine, ProgramCosts
@@ -34,8 +35,8 @@ def spec(mesh: Mesh, shape: tuple[int, ...], *axes: Any, dtype: Any = jnp.bfloat
     return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, P(*axes)))
 
 
-def compiled(function: Callable[..., Any], *arguments: Any, out: Any = None) -> Any:
-    return jax.jit(function, out_shardings=out).lower(*arguments).compile()
+def compiled(function: Callable[..., Any], *arguments: Any, out: Any = None, options: Any = None) -> Any:
+    return jax.jit(function, out_shardings=out).lower(*arguments).compile(compiler_options=options)
 
 
 def costs_of(program: Any, mesh: Mesh, name: str = "v5e:2x2", slices: int = 1) -> ProgramCosts:
@@ -92,6 +93,23 @@ def test_fsdp_with_rematerialisation(fsdp: Mesh, count: int) -> None:
     assert costs.exposed_share == pytest.approx(1 - costs.scheduled_alone / costs.scheduled)
     assert sum(line.exposed_seconds for line in costs.traffic) <= costs.scheduled
     assert costs.largest[0].seconds == max(operation.seconds for operation in costs.largest)
+
+
+def test_what_sparse_cores_move_is_counted_and_hidden() -> None:
+    mesh, count, width = mesh_of("v6e:2x4", data=1, fsdp=8, tensor=1), 4, 4096
+    weights, x = spec(mesh, (count, width, width), None, "fsdp"), spec(mesh, (8 * 2048, width), "fsdp")
+    out = NamedSharding(mesh, P(None, "fsdp"))
+    program = compiled(jax.grad(layers), weights, x, out=out, options=compiler_options("v6e"))
+    assert 'execution_thread="sparsecore"' in program.as_text()
+    costs = costs_of(program, mesh, "v6e:2x4")
+    assert costs.flops == pytest.approx(4 * count * 2 * 2048 * width * width, rel=1e-6)
+    one_pass = count * width * width * BF16 * 7 / 8
+    assert costs.collective_bytes == {
+        "all-gather": {"fsdp": pytest.approx(2 * one_pass)},
+        "reduce-scatter": {"fsdp": pytest.approx(one_pass)},
+    }
+    assert costs.unknown_calls == {}
+    assert costs.scheduled - costs.scheduled_alone < 0.9 * costs.ici_seconds
 
 
 def test_without_loops_the_compiler_counts_the_same(fsdp: Mesh) -> None:

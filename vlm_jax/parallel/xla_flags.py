@@ -9,7 +9,7 @@ Sources, by the letters used below:
 M  AI-Hypercomputer/maxtext, benchmarks/xla_flags_library.py and the model configs beside it.
 A  apple/axlearn, axlearn/common/compiler_options.py.
 L  marin-community/marin, the default environment of its TPU jobs (levanter).
-C  seen in the HLO that libtpu 0.0.52 makes with the flag and without it.
+C  seen in the HLO that libtpu 0.0.42.1 makes with the flag and without it.
 """
 
 import dataclasses
@@ -45,6 +45,21 @@ _ASYNC_ALL_GATHER = {
     "xla_tpu_overlap_compute_collective_tc": Flag(True, "the core computes while a collective is under way", "MA"),
 }
 
+_NOT_ON_THE_CORE = "either the core or the sparse cores carry a collective"
+_ON_SPARSE_CORES = {
+    "xla_tpu_enable_async_collective_fusion_fuse_all_gather": Flag(False, _NOT_ON_THE_CORE, "M"),
+    "xla_tpu_enable_sparse_core_collective_offload_all_gather": Flag(
+        True, "the sparse cores move all-gathers while the core computes", "MC"
+    ),
+    "xla_tpu_enable_sparse_core_collective_offload_reduce_scatter": Flag(
+        True, "the same for gradients, which the core else waits for", "MC"
+    ),
+    "xla_tpu_enable_sparse_core_collective_offload_all_reduce": Flag(True, "the same for what is not sharded", "MC"),
+    "xla_tpu_use_tc_device_shape_on_sc": Flag(True, "needed by the three before", "M"),
+    "xla_sc_disable_megacore_partitioning": Flag(True, "needed by the three before", "M"),
+    "xla_sc_enable_instruction_fusion": Flag(False, "needed by the three before", "M"),
+}
+
 _MORE_FAST_MEMORY = "fusions and kernels may use more of the 128 MiB of VMEM than 16 MiB, and so read HBM less often"
 
 FLAGS: Mapping[str, Mapping[str, Flag]] = {
@@ -56,6 +71,7 @@ FLAGS: Mapping[str, Mapping[str, Flag]] = {
     "v5p": {**_ASYNC_ALL_GATHER, "xla_tpu_scoped_vmem_limit_kib": Flag(50_000, _MORE_FAST_MEMORY, "L")},
     "v6e": {
         **_ASYNC_ALL_GATHER,
+        **_ON_SPARSE_CORES,
         "xla_tpu_scoped_vmem_limit_kib": Flag(98_304, _MORE_FAST_MEMORY, "MAL"),
         "xla_jf_spmd_threshold_for_windowed_einsum_mib": Flag(
             1_000_000, "no product is cut up to hide its all-gather: at v6e's speed the pieces are too small", "A"

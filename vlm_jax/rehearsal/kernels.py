@@ -29,6 +29,8 @@ _FREE = frozenset(
         "ConcatBitcast",
         "MoveToDevice",
         "MoveToHost",
+        "PrepareAsyncCallDone",
+        "PrepareAsyncCallStart",
         "Sharding",
         "SliceId",
         "SPMDFullToShardShape",

@@ -128,16 +128,23 @@ class Planner:
     def _start(self, computation: Computation, instruction: Instruction) -> Iterator[Step]:
         """Asynchronous work that is no collective, or one wrapped in a computation of its own."""
         key = _key(computation, instruction)
+        for inner, wrapped in self._within(instruction):
+            collective = read_collective(inner, wrapped, self._grid)
+            if collective is not None:
+                yield Fetch(instruction, self._costs.cost(computation, instruction))
+                yield Begin(instruction, collective, key)
+                return
+        outwards = self._costs.goes_to_host(instruction)
+        yield Fetch(instruction, self._costs.cost(computation, instruction), key, outwards)
+
+    def _within(self, instruction: Instruction) -> Iterator[tuple[Computation, Instruction]]:
+        """What an instruction calls, and what that calls: the sparse cores' collectives lie two computations deep."""
         for name in instruction.called:
             inner = self._module.computations[name]
             for wrapped in inner.instructions:
-                collective = read_collective(inner, wrapped, self._grid)
-                if collective is not None:
-                    yield Fetch(instruction, self._costs.cost(computation, instruction))
-                    yield Begin(instruction, collective, key)
-                    return
-        outwards = self._costs.goes_to_host(instruction)
-        yield Fetch(instruction, self._costs.cost(computation, instruction), key, outwards)
+                yield inner, wrapped
+                if wrapped.opcode in ("call", "fusion"):
+                    yield from self._within(wrapped)
 
     def _between_slices(self, computation: Computation, instruction: Instruction) -> Iterator[Step]:
         collective = exchange_between_slices(instruction, self._grid)
