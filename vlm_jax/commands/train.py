@@ -12,7 +12,8 @@ report.html. If it holds a checkpoint, the run goes on from there, and ends with
 was never interrupted. SIGTERM and Ctrl-C save first and exit with 75: start the same command again.
 
 On the hosts of a TPU slice, start it on each: they find each other. Elsewhere say which process each one is:
-  vlm train FILE --workdir DIR --coordinator 10.0.0.2:8476 --processes 2 --process 0     and 1 on the other host
+  vlm train FILE --workdir DIR --coordinator 10.0.0.2:8476 --processes 2 --process 0
+  vlm train FILE --workdir DIR --coordinator 10.0.0.2:8476 --processes 2 --process 1
 
   vlm train experiments/quickstart.py --workdir runs/quickstart
   vlm train experiments/quickstart.py --workdir runs/short --stages.0.steps 50 --stages.1.steps 50"""
