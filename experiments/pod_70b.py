@@ -7,27 +7,10 @@ import dataclasses
 from pathlib import Path
 
 from vlm_jax.config import Experiment, Parts, load_experiment
-from vlm_jax.models.decoder import DecoderConfig
+from vlm_jax.models.presets import llama3_70b
 from vlm_jax.parallel import MeshConfig
 
 PARTS = Parts(encoder="gs://BUCKET/siglip-so400m-patch14-384", decoder="gs://BUCKET/Llama-3.1-70B")
-
-
-def decoder_70b() -> DecoderConfig:
-    """Llama 3's 70B (Llama Team 2024, table 3)."""
-    return DecoderConfig(
-        vocabulary_size=128_256,
-        width=8192,
-        layers=80,
-        heads=64,
-        key_value_heads=8,
-        head_size=128,
-        mlp_width=28_672,
-        context=131_072,
-        rope_base=500_000.0,
-        tied_embeddings=False,
-        remat="full",
-    )
 
 
 def experiment() -> Experiment:
@@ -37,10 +20,11 @@ def experiment() -> Experiment:
         dataclasses.replace(stage, data=dataclasses.replace(stage.data, rows=1024, virtual_shards=512))
         for stage in small.stages
     )
+    decoder = dataclasses.replace(llama3_70b(), context=131_072)
     return dataclasses.replace(
         small,
         name="pod_70b",
-        model=dataclasses.replace(small.model, decoder=decoder_70b()),
+        model=dataclasses.replace(small.model, decoder=decoder),
         parts=PARTS,
         stages=stages,
         mesh=MeshConfig(fsdp=128),

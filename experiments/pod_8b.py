@@ -13,6 +13,8 @@ makes them, in a bucket that every host can read. What differs from slice to sli
 SigLIP's width of 1,152 divides among 64 or 128 devices, not among 256: hence 64, and data parallelism for the rest.
 """
 
+import dataclasses
+
 from data_pipelines.images import ImagePreprocessing
 from data_pipelines.kinds import Captions, Instruct, Interleaved, KindConfig, TextOnly
 from data_pipelines.mixture import DataConfig, KindShare, MixtureEntry
@@ -22,6 +24,7 @@ from vlm_jax.config import Checkpoints, Experiment, Parts, Stage
 from vlm_jax.models.adapters import MLPAdapterConfig
 from vlm_jax.models.decoder import DecoderConfig
 from vlm_jax.models.layers import Precision
+from vlm_jax.models.presets import llama3_8b
 from vlm_jax.models.vit import PatchStem, ViTConfig
 from vlm_jax.models.vlm import VLMConfig
 from vlm_jax.optim import OptimizerConfig, Rule, Schedule
@@ -47,23 +50,11 @@ def siglip_so400m() -> ViTConfig:
 
 
 def decoder_8b() -> DecoderConfig:
-    """Llama 3's 8B sizes (Llama Team 2024, table 3) with YandexGPT-5-Lite-8B's vocabulary and context.
+    """Llama 3's 8B with YandexGPT-5-Lite-8B's vocabulary and context.
 
     A checkpoint whose config says otherwise is refused when it is loaded, with the fields that differ.
     """
-    return DecoderConfig(
-        vocabulary_size=129_024,
-        width=4096,
-        layers=32,
-        heads=32,
-        key_value_heads=8,
-        head_size=128,
-        mlp_width=14_336,
-        context=32_768,
-        rope_base=500_000.0,
-        tied_embeddings=False,
-        remat="full",
-    )
+    return dataclasses.replace(llama3_8b(vocabulary_size=129_024), context=32_768)
 
 
 def entries(sets: tuple[str, ...], kind: KindConfig) -> tuple[MixtureEntry, ...]:

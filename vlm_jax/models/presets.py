@@ -73,21 +73,28 @@ def vlm_2b(vocabulary_size: int = 49_152) -> VLMConfig:
 
 def vlm_8b(vocabulary_size: int = 128_256) -> VLMConfig:
     """8B: SigLIP-So400m/14 at 224 pixels and a decoder of Llama-3.1-8B's shape."""
-    return dataclasses.replace(
-        vlm_2b(),
-        decoder=DecoderConfig(
-            vocabulary_size,
-            width=4096,
-            layers=32,
-            heads=32,
-            key_value_heads=8,
-            head_size=128,
-            mlp_width=14_336,
-            rope_base=500_000.0,
-            tied_embeddings=False,
-            remat="full",
-        ),
+    return dataclasses.replace(vlm_2b(), decoder=llama3_8b(vocabulary_size))
+
+
+def llama3_8b(vocabulary_size: int = 128_256) -> DecoderConfig:
+    """The decoder Llama 3 8B (Llama Team 2024, table 3)."""
+    return DecoderConfig(
+        vocabulary_size,
+        width=4096,
+        layers=32,
+        heads=32,
+        key_value_heads=8,
+        head_size=128,
+        mlp_width=14_336,
+        rope_base=500_000.0,
+        tied_embeddings=False,
+        remat="full",
     )
+
+
+def llama3_70b(vocabulary_size: int = 128_256) -> DecoderConfig:
+    """The decoder Llama 3 70B (Llama Team 2024, table 3)."""
+    return dataclasses.replace(llama3_8b(vocabulary_size), width=8192, layers=80, heads=64, mlp_width=28_672)
 
 
 def dinov2_small(image_size: tuple[int, int] = (224, 224)) -> ViTConfig:

@@ -13,6 +13,7 @@ from data_pipelines.tokenizers import SentencePieceConfig
 from vlm_jax.config import Experiment, NextToken, Stage
 from vlm_jax.models.decoder import DecoderConfig
 from vlm_jax.models.layers import Precision
+from vlm_jax.models.presets import llama3_8b, llama3_70b
 from vlm_jax.models.vlm import VLMConfig
 from vlm_jax.optim import OptimizerConfig, Schedule
 from vlm_jax.parallel import MeshConfig
@@ -69,17 +70,7 @@ RUNS = {
             topology="v5p:4x4x4",
             seconds=4 * 4096 / 692,
             utilisation=0.654,
-            decoder=DecoderConfig(
-                vocabulary_size=32_000,
-                width=8192,
-                layers=80,
-                heads=64,
-                key_value_heads=8,
-                head_size=128,
-                mlp_width=28_672,
-                tied_embeddings=False,
-                remat="save_qkv",
-            ),
+            decoder=dataclasses.replace(llama3_70b(vocabulary_size=32_000), rope_base=10_000.0, remat="save_qkv"),
             rows_per_chip=4,
             length=4096,
             source=(
@@ -97,18 +88,7 @@ RUNS = {
             topology="v6e:16x16",
             seconds=4.546,
             utilisation=0.4546,
-            decoder=DecoderConfig(
-                vocabulary_size=128_256,
-                width=4096,
-                layers=32,
-                heads=32,
-                key_value_heads=8,
-                head_size=128,
-                mlp_width=14_336,
-                rope_base=500_000.0,
-                tied_embeddings=False,
-                remat="offload_qkv",
-            ),
+            decoder=dataclasses.replace(llama3_8b(), remat="offload_qkv"),
             rows_per_chip=4,
             length=8192,
             source=(
