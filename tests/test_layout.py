@@ -159,6 +159,11 @@ def test_the_check_itself_sees_wrong_imports(tmp_path: Path) -> None:
     ]
 
 
+def test_files_of_tests_have_names_of_their_own() -> None:
+    names = [path.name for path in PYTHON_FILES if path.parts[0] == "tests" and path.name != "conftest.py"]
+    assert [name for name in names if names.count(name) > 1] == []
+
+
 @pytest.mark.parametrize("path", PYTHON_FILES, ids=str)
 def test_files_and_functions_are_short(path: Path) -> None:
     lines = (ROOT / path).read_text(encoding="utf-8").count("\n")

@@ -105,7 +105,7 @@ def test_a_run_may_go_on_with_and_without_the_cache(frozen, tmp_path):
 @pytest.fixture
 def no_steps(monkeypatch):
     """Everything but the steps themselves."""
-    monkeypatch.setattr(recipe, "run_stage", lambda state, *rest: state)
+    monkeypatch.setattr(recipe, "run_stage", lambda state, *rest, **more: state)
 
 
 @pytest.mark.usefixtures("no_steps")
