@@ -29,6 +29,7 @@ from vlm_jax.training.divisibility import check_layout
 from vlm_jax.training.efficiency import Meter, peak_of_all, read_began
 from vlm_jax.training.features import check_cached_features, open_features
 from vlm_jax.training.hooks import CheckpointHook, Preemption, ValidationHook
+from vlm_jax.training.host_memory import check_host_memory
 from vlm_jax.training.lines import Line, MetricsFile, rewind_metrics
 from vlm_jax.training.loop import Hook, run_stage
 from vlm_jax.training.loss_policy import LossGuard, RollBack
@@ -75,6 +76,7 @@ def train(
     layout = build_layout(experiment.mesh)
     check_layout(experiment, layout)
     abstract = abstract_params(VLM(experiment.model), layout)
+    check_host_memory(abstract, layout)
     for stage in experiment.stages:
         check_cached_features(stage, assign_rules(stage.optimizer.table, abstract))
     where = f" of {count()} processes" if count() > 1 else ""
