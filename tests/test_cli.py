@@ -1,6 +1,7 @@
 """The command line as a user calls it, with good input and with bad."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -363,3 +364,18 @@ def test_sigterm_saves_and_leaves_with_75(tmp_path: Path) -> None:
     assert "run the same command to go on" in last
     saved = [int(path.name) for path in (workdir / "checkpoints" / "captions").iterdir() if path.name.isdigit()]
     assert f"saved step {max(saved)} " in last
+
+
+@pytest.mark.parametrize(("vendor", "platforms"), [("0x8086", "cpu"), ("0x1ae0", None)])
+def test_the_tpu_compiler_alone_is_no_tpu(
+    vendor: str, platforms: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "0000:00:04.0").mkdir()
+    (tmp_path / "0000:00:04.0" / "vendor").write_text(f"{vendor}\n")
+    monkeypatch.setenv("JAX_PLATFORMS", "")  # so that it is put back afterwards
+    monkeypatch.delenv("JAX_PLATFORMS")
+    cli._pass_over_absent_tpus(tmp_path)
+    assert os.environ.get("JAX_PLATFORMS") == platforms
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    cli._pass_over_absent_tpus(tmp_path)
+    assert os.environ["JAX_PLATFORMS"] == "cuda"

@@ -3,10 +3,13 @@
 import argparse
 import errno
 import importlib
+import importlib.metadata
+import importlib.util
 import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from vlm_jax.errors import Preempted, RunError, UserError
@@ -36,12 +39,27 @@ class Parser(argparse.ArgumentParser):
 def main(arguments: Sequence[str] | None = None) -> None:
     """The entry point of `vlm`; exits with 0 done, 2 wrong input, 75 preempted after a complete save, 1 fault."""
     sys.unraisablehook = _report_unraisable
+    _pass_over_absent_tpus()
     code = run(sys.argv[1:] if arguments is None else arguments)
     if code != DONE:  # threads of a save that failed may be at work yet, and would print over the one line
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
+
+
+def _pass_over_absent_tpus(devices: Path = Path("/sys/bus/pci/devices")) -> None:
+    """Where the TPU compiler is installed for rehearsals only, jax would look for TPUs, and complain at length.
+
+    Nothing happens on machines with a device by Google (PCI vendor 0x1ae0), with a plug-in for other accelerators, or
+    where JAX_PLATFORMS says what to use.
+    """
+    if "JAX_PLATFORMS" in os.environ or importlib.util.find_spec("libtpu") is None:
+        return
+    plugins = importlib.metadata.entry_points(group="jax_plugins")
+    vendors = (vendor.read_text().strip() for vendor in devices.glob("*/vendor"))
+    if devices.exists() and not plugins and "0x1ae0" not in vendors:
+        os.environ["JAX_PLATFORMS"] = "cpu"
 
 
 def run(arguments: Sequence[str]) -> int:
