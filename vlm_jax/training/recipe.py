@@ -78,6 +78,7 @@ def train(
     abstract = abstract_params(VLM(experiment.model), layout)
     check_host_memory(abstract, layout)
     for stage in experiment.stages:
+        own_shards(stage.data, layout)
         check_cached_features(stage, assign_rules(stage.optimizer.table, abstract))
     where = f" of {count()} processes" if count() > 1 else ""
     log.info("devices: %d %s%s, mesh %s", jax.device_count(), jax.default_backend(), where, dict(layout.shape))
