@@ -98,7 +98,7 @@ def test_a_preempted_tpu_is_made_anew(queued: bool, cloud: Cloud) -> None:
 
 
 def test_those_who_fail_for_want_of_a_machine_that_was_taken_away_are_no_fault(cloud: Cloud) -> None:
-    cloud.plan("first-0", "1")
+    cloud.plan("first-0", "bereft")
     cloud.plan("first-1", "preempted")
     result = cloud.launch(*FLAGS, "--spot", *COMMAND)
     assert result.returncode == 0, result.stderr

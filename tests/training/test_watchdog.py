@@ -11,7 +11,7 @@ import pytest
 from vlm_jax.training.watchdog import LONG, Watchdog
 
 PROGRAM = """
-    import contextlib, sys, threading, time
+    import io, sys, threading, time
     from vlm_jax.training.watchdog import Watchdog
 
     def draw_for_ever():
@@ -20,6 +20,10 @@ PROGRAM = """
     def hold_the_interpreter():
         import re
         re.match(r"(a+)+$", "a" * 64 + "b")  # backtracks for ages, and lets no other thread run
+
+    def wait_in_a_notebook():
+        sys.stderr = io.StringIO()  # as there: no file
+        draw_for_ever()
 
     with Watchdog(float(sys.argv[1]), sys.argv[2], 3) as watchdog:
         for number in range(3):
@@ -57,6 +61,8 @@ LOOP = """
     from vlm_jax.training.loop import run_stage
     from vlm_jax.training.watchdog import Watchdog
 
+    batch = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), Batch.spec(1, 4))
+
     class Batches:
         drawn = 0
 
@@ -64,7 +70,7 @@ LOOP = """
             self.drawn += 1
             if self.drawn == 3:
                 threading.Event().wait()
-            return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), Batch.spec(1, 4)), None
+            return batch, None
 
         def get_state(self):
             return {}
@@ -76,9 +82,10 @@ LOOP = """
         if event.step == int(sys.argv[2]):
             threading.Event().wait()
 
-    with Watchdog(2.0, sys.argv[1]) as watchdog:
+    layout = build_layout(MeshConfig())
+    with Watchdog(3.0, sys.argv[1]) as watchdog:
         step = lambda state, batch: (state, {})
-        run_stage(None, step, Batches(), build_layout(MeshConfig()), 0, 9, [hook], begin=watchdog.begin)
+        run_stage(None, step, Batches(), layout, 0, 9, [hook], begin=watchdog.begin)
 """
 
 
@@ -103,6 +110,12 @@ def test_a_standstill_that_lets_no_thread_run_is_noticed_below_python(tmp_path):
     done = stand_still(tmp_path, "hold_the_interpreter", seconds=0.25)
     assert done.returncode == 1
     assert "hold_the_interpreter" in done.stderr
+
+
+def test_a_stderr_that_is_no_file_keeps_nothing_from_ending(tmp_path):
+    done = stand_still(tmp_path, "wait_in_a_notebook")
+    assert done.returncode == 1
+    assert "draw_for_ever" in (tmp_path / "stacks-3.txt").read_text()
 
 
 @pytest.fixture

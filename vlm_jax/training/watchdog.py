@@ -74,7 +74,7 @@ class Watchdog:
         pause = min(self._seconds / _LOOKS, 1.0)
         while not self._end.wait(pause):
             # Fires only if this thread has not run for as long as the longest act may take.
-            faulthandler.dump_traceback_later(self._seconds * LONG + 1.0, exit=True)
+            faulthandler.dump_traceback_later(self._seconds * LONG + 1.0, exit=True, file=sys.__stderr__ or 2)
             act, since, limit = self._now
             took = time.monotonic() - since
             if took > limit:
