@@ -1,5 +1,6 @@
 """Any model by its config, and its parameters before they exist: names, shapes and logical axes."""
 
+import functools
 from typing import Any
 
 import jax
@@ -66,6 +67,7 @@ def _decode(decoder: Decoder, tokens: jax.Array) -> jax.Array:
     return decoder.unembed(decoder(decoder.embed(tokens), tokens, masks)[0])
 
 
+@functools.lru_cache(maxsize=8)
 def boxed_params(model: Model) -> PyTree:
-    """Abstract parameters with their logical axes, without memory."""
+    """Abstract parameters with their logical axes, without memory; traced once for a model, so change nothing in it."""
     return jax.eval_shape(lambda: initialise(model, jax.random.key(0)))
