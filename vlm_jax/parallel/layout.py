@@ -3,11 +3,12 @@
 import contextlib
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
+import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
@@ -155,6 +156,24 @@ PLANES = {
 def row_sharding(layout: Layout) -> NamedSharding:
     """Of an array [B, ...], split by rows alone."""
     return layout.sharding("batch")
+
+
+def device_bytes(tree: PyTree) -> int:
+    """Bytes of arrays, or of abstract ones with shardings, on one device, without padding."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * np.dtype(leaf.dtype).itemsize
+        for leaf in jax.tree.leaves(tree)
+    )
+
+
+def host_bytes(tree: PyTree, devices: Collection[Any]) -> int:
+    """The same on all of these devices of one host, where a part that several of them hold counts once."""
+    total = 0
+    for leaf in jax.tree.leaves(tree):
+        places = leaf.sharding.devices_indices_map(leaf.shape)
+        parts = {tuple((cut.start, cut.stop) for cut in places[device]) for device in devices}
+        total += len(parts) * device_bytes(leaf)
+    return total
 
 
 def replicated(layout: Layout) -> NamedSharding:

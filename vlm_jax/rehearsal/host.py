@@ -5,11 +5,11 @@ import math
 from typing import Any
 
 import jax
-import numpy as np
 from jaxtyping import PyTree
 
 from vlm_jax.batch import Batch
 from vlm_jax.config import Stage
+from vlm_jax.parallel import host_bytes
 from vlm_jax.rehearsal.topology import Topology
 
 PROCESS_BYTES = 3 * 2**30
@@ -68,13 +68,14 @@ def host_needs(topology: Topology, stage: Stage, state: PyTree, batch: Batch, of
     """
     images = [] if batch.images is None else [batch.images]
     planes = jax.tree.leaves(dataclasses.replace(batch, images=None))
-    pictures, tokens = (sum(_share(leaf, topology) for leaf in leaves) for leaves in (images, planes))
+    chips = _first_hosts_chips(batch)
+    pictures, tokens = host_bytes(images, chips), host_bytes(planes, chips)
     stacked = [leaf for leaf in jax.tree.leaves(state) if leaf.ndim]
     return HostNeeds(
         memory=topology.chip.host_memory,
         cpus=topology.chip.host_cpus,
         process=PROCESS_BYTES,
-        state=sum(_share(leaf, topology) for leaf in jax.tree.leaves(state)),
+        state=host_bytes(state, chips),
         largest_tensor=4 * max(_one_layer(leaf) for leaf in stacked),
         batches=BATCHES_HELD * (pictures + tokens),
         pictures_kept=stage.data.keep_pictures * 2**20,
@@ -90,16 +91,8 @@ def _one_layer(leaf: Any) -> int:
     return math.prod(leaf.shape[1:] if leaf.ndim > 2 else leaf.shape)
 
 
-def _share(leaf: Any, topology: Topology) -> int:
-    """Bytes of an array that the first host's chips hold, each part once."""
-    devices = list(leaf.sharding.mesh.devices.flat)
-    first = devices[0]
-    places = leaf.sharding.devices_indices_map(leaf.shape)
-    parts = {
-        tuple((cut.start, cut.stop) for cut in places[device])
-        for device in devices
-        if (device.process_index, getattr(device, "slice_index", 0))
-        == (first.process_index, getattr(first, "slice_index", 0))
-    }
-    part = math.prod(leaf.sharding.shard_shape(leaf.shape))
-    return min(len(parts), topology.chips_of_a_host) * part * np.dtype(leaf.dtype).itemsize
+def _first_hosts_chips(batch: Batch) -> list[Any]:
+    tokens: Any = batch.tokens
+    devices = list(tokens.sharding.mesh.devices.flat)
+    hosts = [(getattr(device, "slice_index", 0), device.process_index) for device in devices]
+    return [device for device, host in zip(devices, hosts, strict=True) if host == hosts[0]]

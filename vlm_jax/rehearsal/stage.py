@@ -8,11 +8,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import numpy as np
 
 from vlm_jax.config import Experiment
 from vlm_jax.models.flops import stage_flops
-from vlm_jax.parallel import Layout, build_layout
+from vlm_jax.parallel import Layout, build_layout, device_bytes
 from vlm_jax.parallel.xla_flags import set_flags
 from vlm_jax.rehearsal.analysis import analyse
 from vlm_jax.rehearsal.calibration_table import Calibration, calibration_of
@@ -226,7 +225,7 @@ def _expectations(program: StageProgram, topology: Topology) -> StageReport:
         tokens=data.rows * data.length,
         model_flops=flops.total,
         compile_seconds=0.0,
-        argument_bytes=chip_bytes(state) + chip_bytes(program.abstract_batch()),
+        argument_bytes=device_bytes(state) + device_bytes(program.abstract_batch()),
         peak_bytes=0,
         fits=False,
         tensors=(),
@@ -234,18 +233,10 @@ def _expectations(program: StageProgram, topology: Topology) -> StageReport:
     )
 
 
-def chip_bytes(tree: Any) -> int:
-    """Bytes of abstract arrays on one chip, without padding."""
-    return sum(
-        math.prod(leaf.sharding.shard_shape(leaf.shape)) * np.dtype(leaf.dtype).itemsize
-        for leaf in jax.tree.leaves(tree)
-    )
-
-
 def _peak(compiled: Mapping[str, Compiled], state: Any) -> int:
     """Of the programs' peaks the higher; while the encoder runs, the whole state lies there, too."""
     peak = compiled["step"].peak_bytes
     if "encoder" in compiled:
-        others = chip_bytes(state) - chip_bytes(state.frozen["encoder"])
+        others = device_bytes(state) - device_bytes(state.frozen["encoder"])
         peak = max(peak, compiled["encoder"].peak_bytes + others)
     return peak

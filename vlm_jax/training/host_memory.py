@@ -1,14 +1,12 @@
 """Whether a host has the memory that loading takes: asked before anything is read."""
 
-import math
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from vlm_jax.errors import UserError
-from vlm_jax.parallel import Layout
+from vlm_jax.parallel import Layout, device_bytes, host_bytes
 
 
 def check_host_memory(abstract: Any, layout: Layout) -> None:
@@ -22,21 +20,14 @@ def check_host_memory(abstract: Any, layout: Layout) -> None:
         UserError: if they are more than its free memory; nothing is checked where the system does not tell.
     """
     free = free_memory()
-    needed = sum(_held(leaf, layout) for leaf in jax.tree.leaves(abstract))
+    own = [device for device in layout.mesh.devices.flat if device.process_index == jax.process_index()]
+    # On accelerators a part that several hold passes through the host but once.
+    needed = len(own) * device_bytes(abstract) if jax.default_backend() == "cpu" else host_bytes(abstract, own)
     if free is not None and needed > free:
         raise UserError(
             f"this host's devices hold {needed / 1e9:.1f} GB of parameters, but only {free / 1e9:.1f} GB of its memory "
             "are free; take more hosts and raise mesh.fsdp, or a smaller model"
         )
-
-
-def _held(leaf: jax.ShapeDtypeStruct, layout: Layout) -> int:
-    """Bytes of a parameter on this process's devices; on accelerators a part passes through the host but once."""
-    size = np.dtype(leaf.dtype).itemsize
-    assert leaf.sharding is not None
-    own = sum(device.process_index == jax.process_index() for device in layout.mesh.devices.flat)
-    held = own * math.prod(leaf.sharding.shard_shape(leaf.shape)) * size
-    return held if jax.default_backend() == "cpu" else min(held, math.prod(leaf.shape) * size)
 
 
 def free_memory(meminfo: Path = Path("/proc/meminfo")) -> int | None:
