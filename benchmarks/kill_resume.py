@@ -4,8 +4,8 @@
         [overrides]
 
 One run is left alone and keeps every checkpoint. Another is killed and started again until it is finished; if it is
-finished before all kills are spent, the rest hit a new one. Half of the kills fall at any moment after the first step
-of an attempt, half of them a little after a save began. A kill counts as bit-equal if the newest whole checkpoint that
+finished before all kills are spent, the rest hit a new one. A kill waits for up to half the time that the whole run
+trains, after the first step of an attempt; half of them wait then for the next save, and hit a little after it began. A kill counts as bit-equal if the newest whole checkpoint that
 it left, and the end of the run that it hit, are those of the undisturbed run: parameters, optimiser state, position in
 the data, loss of every step.
 
@@ -222,7 +222,7 @@ def kill_and_resume(
         while len(done) + len(of_run) < kills:
             aim = chance.choice(["any moment", "save"])
             attempt = runs.start(workdir)
-            hit = kill_once(attempt, workdir, aim, 4 * steady_s / kills, chance)
+            hit = kill_once(attempt, workdir, aim, steady_s / 2, chance)
             if hit is None:
                 attempt.finish()
                 break
@@ -255,7 +255,9 @@ def report(kills: list[Kill], seconds: float) -> None:
     Console().print(table)
     equal, in_save = sum(kill.bit_equal for kill in kills), sum(kill.in_save for kill in kills)
     where = f"{in_save} kills landed in a save, {len(kills) - in_save} between saves"
-    print(f"{equal} of {len(kills)} bit-equal; {where}; {kills[-1].run} runs; {seconds:.0f} s")
+    went_on = sum(kill.newest is not None for kill in kills)
+    print(f"{equal} of {len(kills)} bit-equal; {where}; {went_on} left a whole checkpoint; ", end="")
+    print(f"{kills[-1].run} runs; {seconds:.0f} s")
 
 
 def parse() -> tuple[argparse.Namespace, list[str]]:
