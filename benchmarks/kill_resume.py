@@ -5,9 +5,9 @@
 
 One run is left alone and keeps every checkpoint. Another is killed and started again until it is finished; if it is
 finished before all kills are spent, the rest hit a new one. A kill waits for up to half the time that the whole run
-trains, after the first step of an attempt; half of them wait then for the next save, and hit a little after it began. A kill counts as bit-equal if the newest whole checkpoint that
-it left, and the end of the run that it hit, are those of the undisturbed run: parameters, optimiser state, position in
-the data, loss of every step.
+trains, after the first step of an attempt; half of them wait then for the next save, and hit a little after it began.
+A kill counts as bit-equal if the newest whole checkpoint that it left, and the end of the run that it hit, are those of
+the undisturbed run: parameters, optimiser state, position in the data, loss of every step.
 
 With several processes, which share the devices of this machine's CPU, each kill hits one of them by chance. The others
 must then end by themselves, with code 1 and a line that says why; all are started again, as a launcher would do.
