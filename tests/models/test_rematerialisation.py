@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend.core import jaxprs_in_params
+from jax.interpreters import partial_eval
 from traced import products
 
 from vlm_jax.batch import Batch
@@ -97,6 +99,33 @@ def test_what_is_computed_again_is_what_the_table_says(policy):
         return sum(p.flops for p in products(jax.make_jaxpr(jax.grad(decoder_loss(policy)))(abstract()).jaxpr))
 
     assert flops(policy) - flops("none") == 2 * SIZES.layers * ROWS * LENGTH * AGAIN[policy]
+
+
+RUNS = dict.fromkeys(POLICIES, 2) | {"full": 3, "save_weight_dots": 3}
+"""Kernels of splash attention in a layer's step: forward and backward, and once more forward if nothing is kept."""
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_the_kernel_runs_again_only_where_its_result_is_not_kept(policy):
+    module = VLM(VLMConfig(dataclasses.replace(SIZES, remat=policy)), kernel="splash", interpret=True)
+
+    def loss(params):
+        return jnp.sum(jnp.sin(module.apply({"params": params}, batch(), output="hidden").hidden))
+
+    assert kernels(jax.make_jaxpr(jax.grad(loss))(abstract()).jaxpr) == RUNS[policy]
+
+
+def kernels(program):
+    """Pallas calls in a program whose results are used; its loop over layers counts once."""
+    found = 0
+    alive, _ = partial_eval.dce_jaxpr(program, [True] * len(program.outvars))
+    read = {id(variable) for equation in alive.eqns for variable in equation.invars} | {id(x) for x in alive.outvars}
+    for equation in alive.eqns:
+        if equation.primitive.name == "pallas_call":  # which dce_jaxpr keeps
+            found += any(id(variable) in read for variable in equation.outvars)
+        else:
+            found += sum(kernels(inner) for inner in jaxprs_in_params(equation.params))
+    return found
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ an MLP of M, keeps of each position its input (D numbers) and besides it:
 
 Where names are kept, "attention" is what a kernel needs so as not to run again: its output, and the log-sum-exp of each
 head, one float32. XLA's attention over S positions has no such thing: it computes the scores again, unless save_dots
-keeps them.
+keeps them, or none in rows that are not so long that queries go group by group.
 """
 
 from collections.abc import Callable
@@ -75,7 +75,9 @@ _POLICIES: dict[str, Callable[..., Any]] = {
     "save_all_but_mlp": _save(_ALL_BUT_MLP),
     "save_products": _save(_PRODUCTS),
     "save_weight_dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "save_dots": jax.checkpoint_policies.dots_saveable,
+    "save_dots": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_saveable, _save(_ATTENTION)
+    ),
     "offload_attention": _offload(_ATTENTION),
     "offload_qkv": _offload(_QKV),
     "offload_products": _offload(_PRODUCTS),

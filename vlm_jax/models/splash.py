@@ -24,8 +24,9 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
 
 from vlm_jax.models.over_mesh import Split, find_split
+from vlm_jax.models.rematerialisation import Name
 
-SAVED_NAME = "attention"
+SAVED_NAME: Name = "attention"
 """What a rematerialisation policy calls the kernel's output and its log-sum-exp: kept, it need not run again."""
 
 _LANES = 128
