@@ -24,7 +24,9 @@ from vlm_jax.config import (
 )
 from vlm_jax.errors import UserError
 from vlm_jax.models.adapters.mlp import MLPAdapterConfig
+from vlm_jax.models.adapters.qformer import QFormerAdapterConfig
 from vlm_jax.models.decoder import DecoderConfig
+from vlm_jax.models.qformer import QFormerConfig
 from vlm_jax.models.vit import ConvStem, PatchStem, ViTConfig
 from vlm_jax.models.vlm import VLMConfig
 from vlm_jax.optim import OptimizerConfig, Rule, Schedule
@@ -224,3 +226,17 @@ def test_a_directory_and_another_kind_of_file_are_no_experiments(tmp_path):
     for name in ("directory.py", "notes.txt"):
         with pytest.raises(UserError, match="no such experiment file"):
             load_experiment(str(tmp_path / name))
+
+
+def test_whatever_lies_on_the_host_is_known() -> None:
+    plain = load_experiment(str(ROOT / "experiments" / "mu.py"))
+    decoder = dataclasses.replace(plain.model.decoder, remat="offload_qkv")
+    qformer = QFormerAdapterConfig(qformer=QFormerConfig(remat="offload_products"))
+    stages = (plain.stages[0], dataclasses.replace(plain.stages[1], offload_optimizer=True))
+    assert not plain.offloads()
+    for changed in (
+        dataclasses.replace(plain, model=dataclasses.replace(plain.model, decoder=decoder)),
+        dataclasses.replace(plain, model=dataclasses.replace(plain.model, adapter=qformer)),
+        dataclasses.replace(plain, stages=stages),
+    ):
+        assert changed.offloads()

@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import inspect
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -306,14 +307,21 @@ class Experiment:
         except UserError as error:
             raise UserError(f"stage {stage.name}: {error}") from None
 
-    def offloads(self, stage: Stage) -> bool:
-        """Whether a stage's step keeps something in the host's memory: moments, or what blocks keep for backward."""
-        parts = (self.model.decoder, self.model.encoder)
-        return stage.offload_optimizer or any(part and part.remat.startswith("offload_") for part in parts)
+    def offloads(self) -> bool:
+        """Whether some step keeps something in the host's memory: moments, or what blocks keep for backward."""
+        blocks = any(policy.startswith("offload_") for policy in _policies(self.model))
+        return blocks or any(stage.offload_optimizer for stage in self.stages)
 
     def total_steps(self) -> int:
         """Steps of all stages together."""
         return sum(stage.steps for stage in self.stages)
+
+
+def _policies(config: Any) -> Iterator[str]:
+    """Every rematerialisation policy in a config and in those that it holds."""
+    for field in dataclasses.fields(config) if dataclasses.is_dataclass(config) else ():
+        value = getattr(config, field.name)
+        yield from [value] if field.name == "remat" else _policies(value)
 
 
 def load_experiment(path: str) -> Experiment:

@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from vlm_jax.commands.common import add_command, add_compile_cache, table_console
+from vlm_jax.commands.common import add_command, add_compile_cache, set_tpu_flags, table_console
 from vlm_jax.errors import RunError, UserError
 
 _DESCRIPTION = """Trains every arm of a study with every seed, lets each answer its questions, measures what each
@@ -42,6 +42,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     whole = with_overrides(load_study(arguments.study, arguments.size), arguments.overrides, arguments.seeds)
     chosen = whole.only(arguments.only.split(",")) if arguments.only else whole
+    set_tpu_flags([arm.experiment for arm in whole.arms])
     keep_compiled(arguments.compile_cache)
     failures = conduct(chosen, arguments.workdir)
     summary = summarise(whole, arguments.workdir)

@@ -2,7 +2,7 @@
 
 import argparse
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 OVERRIDES = """Any field of the experiment can be changed here by its name, such as --stages.0.steps 10 or
@@ -50,6 +50,15 @@ def listed_overrides(arguments: argparse.Namespace) -> bool:
     for name, value in field_names(experiment_of(arguments)).items():
         print(f"--{name.replace('_', '-')} {value!r}")
     return True
+
+
+def set_tpu_flags(experiments: Iterable[Any]) -> None:
+    """The compiler's flags for what this process is going to train; they count if jax has not started its backend."""
+    from vlm_jax.parallel.xla_flags import attached_generation, set_flags
+
+    trained = list(experiments)
+    slices = max(experiment.mesh.slices for experiment in trained)
+    set_flags(attached_generation(), slices, offload=any(experiment.offloads() for experiment in trained))
 
 
 def add_compile_cache(parser: argparse.ArgumentParser) -> None:

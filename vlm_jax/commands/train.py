@@ -4,7 +4,14 @@ import argparse
 import logging
 from typing import Any
 
-from vlm_jax.commands.common import add_command, add_compile_cache, add_experiment, experiment_of, listed_overrides
+from vlm_jax.commands.common import (
+    add_command,
+    add_compile_cache,
+    add_experiment,
+    experiment_of,
+    listed_overrides,
+    set_tpu_flags,
+)
 from vlm_jax.errors import UserError
 
 _DESCRIPTION = """The workdir keeps everything: config.json, metrics.jsonl, tensorboard/, checkpoints/STAGE/STEP/,
@@ -56,10 +63,8 @@ def run(arguments: argparse.Namespace) -> None:
     experiment = experiment_of(arguments)
 
     from vlm_jax.parallel import processes
-    from vlm_jax.parallel.xla_flags import attached_generation, set_flags
 
-    offload = any(experiment.offloads(stage) for stage in experiment.stages)
-    set_flags(attached_generation(), experiment.mesh.slices, offload=offload)  # before jax starts its backend
+    set_tpu_flags([experiment])
     place = processes.find_place(arguments.coordinator, arguments.processes, arguments.process)
     silence = arguments.silence or processes.SILENCE_S
     if not 5 <= silence <= 50:
