@@ -10,10 +10,10 @@ usage: ./launch_tpu.sh --name NAME --project PROJECT --zone ZONE --accelerator T
 Makes a TPU in your project, or takes the one of that name; installs the last commit of this repository and its locked
 environment on every worker; runs COMMAND on all of them; shows the log of worker 0. COMMAND runs detached: a broken
 connection does not touch it, and the same command line watches it again. If it ends with 75 (saved and asked to be
-restarted), or the TPU is taken away, it is started again, on a new TPU if need be. If it fails on one worker, it is
-stopped on the others, and the logs of all come to runs/NAME/logs. At the end report.html, metrics.jsonl and eval.json of
-its --workdir come to runs/NAME. Keep the workdir in gs://, or it goes with the machine. gcloud must be installed and
-logged in. A TPU costs money until it is deleted.
+restarted), or the TPU is taken away, it is started again, with the same commit, on a new TPU if need be. If it fails on
+one worker, it is stopped on the others, and the logs of all come to runs/NAME/logs. At the end report.html,
+metrics.jsonl and eval.json of its --workdir come to runs/NAME. Keep the workdir in gs://, or it goes with the machine;
+several hosts need one that all of them see. gcloud must be installed and logged in. A TPU costs money until it is deleted.
 
   --name NAME            of the TPU; with several slices they are NAME-0, NAME-1, ...
   --project PROJECT      your Google Cloud project
@@ -27,11 +27,12 @@ logged in. A TPU costs money until it is deleted.
   --best-effort          best-effort capacity (queued; needs the alpha commands of gcloud)
   --create-flag FLAG     handed on when the TPU is made, such as --network=mine or --valid-until-duration=6h; repeatable
   --connect-flag FLAG    handed on to ssh and scp of gcloud, such as --internal-ip; repeatable
-  --max-restarts N       give up after so many restarts (100)
+  --max-restarts N       give up after so many restarts (100); waiting for capacity is none
   --delete               delete the TPU when COMMAND has ended, whatever its exit code; asks now, not then
   --yes                  do not ask before deleting
   --dry-run              print the commands and run none
-  --stop                 end the running COMMAND with SIGTERM (it saves) and keep the TPU
+  --stop                 end the running COMMAND with SIGTERM (it saves) and keep the TPU; a launcher that watches it ends, too,
+                         and deletes the TPU if it was told to --delete
   --fetch                fetch the reports now; of the running COMMAND, or of the one given after --
   --down                 delete the TPU, or the queued resource with all its slices
   --help                 this text
@@ -48,6 +49,11 @@ say() { printf '%s %s\n' "$($dry_run && echo '== (dry run)' || echo '==')" "$*" 
 
 name='' project='' zone='' accelerator='' version='' slices=1 max_restarts=100
 queued=false delete=false yes=false dry_run=false mode=run
+made=false     # there is something that is billed
+obtained=false # there was a TPU ready for use
+fresh=false    # it was made by this call, and nothing was started on it
+begun=false    # this call has started the command everywhere, or found it running
+stopped=false  # by --stop
 tier=() create_flags=() connect_flags=()
 
 parse() {
@@ -94,6 +100,11 @@ check() {
   $dry_run || type -P gcloud > /dev/null || wrong "there is no gcloud command here"
   type -P git > /dev/null || wrong "there is no git command here"
   if ((slices > 1)) || [[ ${tier[*]-} == --best-effort ]]; then queued=true; fi
+  ask_queued=$queued
+  # Of these types one host has up to 8 cores or chips. Others turn out when the machines are there.
+  if [[ $mode == run ]] && { ((slices > 1)) || [[ $accelerator =~ ^(v[234]|v5p|v5litepod|v6e)-(9|[1-9][0-9]+)$ ]]; }; then
+    check_workdir
+  fi
   if [[ -z $version ]]; then
     case $accelerator in
       v5litepod-* | v5e-*) version=v2-alpha-tpuv5-lite ;;
@@ -104,11 +115,25 @@ check() {
   fi
 }
 
+# For several hosts: vlm train would refuse such a workdir, but only when all is made and installed.
+check_workdir() {
+  local directory
+  directory=$(workdir "${command[@]}")
+  case $directory in
+    '' | /* | *://*) ;;
+    *) wrong "--workdir $directory: every host would have its own; name a directory that all see, such as one in gs://" ;;
+  esac
+}
+
 ((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] >= 404)) || wrong "this is bash $BASH_VERSION; 4.4 or newer is needed"
 again=("$0" "$@")
 parse "$@"
-check
 cd "$(dirname "$0")"
+# shellcheck source=tools/tpu_cloud.sh
+source tools/tpu_cloud.sh
+# shellcheck source=tools/tpu_run.sh
+source tools/tpu_run.sh
+check
 here="zone $zone of project $project"
 nodes=("$name")
 if ((slices > 1)); then
@@ -117,13 +142,6 @@ if ((slices > 1)); then
 fi
 scratch=$(mktemp -d)
 exec 3>&1 # commands of --dry-run, wherever they are called from
-
-# shellcheck source=tools/tpu_cloud.sh
-source tools/tpu_cloud.sh
-# shellcheck source=tools/tpu_run.sh
-source tools/tpu_run.sh
-
-made=false
 
 # What is left, and how to get at it: a TPU must never be forgotten because a script ended.
 leave() {
@@ -149,37 +167,49 @@ leave() {
 }
 
 run() {
-  local attempt restarts=0 code
+  local attempt restarts=0 pause=60 code hosts=() workers coordinator
+  commit=$(git rev-parse --verify --quiet HEAD) || wrong "there is no commit here that could be installed"
+  find_kind
   if $delete; then
     say "at the end this deletes $(what), in $here, with all that is on its disks"
     if ! ask "Agreed?"; then wrong "nothing was made: --delete was not agreed to"; fi
   fi
   case $(workdir "${command[@]}") in
-    gs://* | '') ;;
+    '' | *://*) ;;
+    /*) say "unless it is a mount, the workdir goes with the machine; several hosts must share it; gs:// does for both" ;;
     *) say "the workdir is on the disk of worker 0 and goes with that machine; one in gs:// outlives it" ;;
   esac
+  if [[ -n $(git status --porcelain --untracked-files=no) ]]; then
+    say "there are changes here that are not committed: they do not go along"
+  fi
   while true; do
     code=75
-    if ensure; then
-      attempt=''
-      find_attempt
-      if [[ -n $attempt ]]; then
-        say "the command is running there already: watching it"
-      elif install; then
-        attempt=$(new_attempt)
-      fi
-      if [[ -n $attempt ]]; then
-        code=0
-        follow_attempt "$attempt" || code=$?
-      fi
-    elif ((restarts == 0)); then
-      code=1
-    else
-      sleep 60 # capacity that was just taken away seldom comes back at once
+    if ! ensure; then
+      if ! $obtained; then code=1; break; fi
+      say "asking again in $pause seconds, as often as it takes"
+      sleep "$pause"
+      ((pause = pause < 150 ? 2 * pause : 300))
+      continue
+    fi
+    obtained=true pause=60 attempt=''
+    # Nothing can be running on what was just made, so nobody is asked, and tries to reach it are counted.
+    $fresh || find_attempt || continue
+    find_hosts
+    if [[ -z $attempt ]]; then
+      if ((workers > 1)); then check_workdir; fi
+      if install; then attempt=$(new_attempt); fi
+    fi
+    if [[ -n $attempt ]]; then
+      fresh=false code=0
+      follow_attempt "$attempt" || code=$?
     fi
     if ((code != 75)); then break; fi
+    if $stopped; then
+      say "ended by --stop: it is not started again"
+      break
+    fi
     ((++restarts <= max_restarts)) || { say "still not done after $max_restarts restarts"; break; }
-    say "saved or taken away: restart $restarts"
+    say "restart $restarts"
     sleep 10
   done
   if $made; then fetch "${command[@]}" || true; fi
@@ -194,7 +224,8 @@ case $mode in
   run) run ;;
   stop)
     say "ending the command on ${nodes[*]}: it may take minutes to save"
-    each halt 600 || { say "could not reach every worker: $(last_line "$scratch"/halt.*)"; exit 1; }
+    each stop 600 || { say "could not reach every worker: $(last_line "$scratch"/stop.*)"; exit 1; }
+    $dry_run || cat "$scratch"/stop.* | grep '^worker ' >&2 || true # where nothing was running
     ;;
   fetch) fetch "${command[@]}" ;;
   down) down ;;

@@ -52,12 +52,13 @@ describe() {
       return
     fi
     say "gcloud cannot tell about $2: $(reason "$errors")"
-    $made || return 1
+    $made || $obtained || return 1
     sleep 30
   done
 }
 
-# The state of the queued resource until it is active; then READY if every slice is, or that of the first which is not.
+# The state of the queued resource until it is active; then READY if every slice is, or that of the first which is not;
+# INCOMPLETE where an active one has no such slice.
 overall_state() {
   local node state
   if $queued; then
@@ -69,7 +70,7 @@ overall_state() {
   fi
   for node in "${nodes[@]}"; do
     state=$(describe vm "$node" state) || return 1
-    if [[ $state == ABSENT ]] && $queued; then state=PREEMPTED; fi # an active request that lost a slice
+    if [[ $state == ABSENT ]] && $queued; then state=INCOMPLETE; fi
     if [[ $state != READY ]]; then
       echo "$state"
       return
@@ -100,10 +101,25 @@ ask() {
   [[ $answer == [yY]* ]]
 }
 
+# What bears the name already is what will be watched and deleted, whatever the flags ask for.
+find_kind() {
+  local state
+  state=$(describe queue "$name" state.state) || exit 1
+  if [[ $state != ABSENT ]]; then
+    queued=true
+  elif $queued && ((slices == 1)); then
+    state=$(describe vm "$name" state) || exit 1
+    if [[ $state != ABSENT ]]; then queued=false; fi
+  fi
+}
+
 create() {
+  queued=$ask_queued # what was there may have been of the other kind
   local flags=(--accelerator-type="$accelerator" "${tier[@]}" "${create_flags[@]}") kind=vm
   say "making $(what) (${slices} x $accelerator ${tier[*]-}), in $here"
   made=true
+  # shellcheck disable=SC2034 # for launch_tpu.sh
+  fresh=true
   if $queued; then
     kind=queue
     flags+=(--runtime-version="$version")
@@ -125,7 +141,8 @@ create() {
 refused() {
   say "$(what) was refused: $1"
   if [[ $(overall_state) != ABSENT ]]; then remove; fi
-  made=false
+  # shellcheck disable=SC2034
+  made=false fresh=false
 }
 
 remove() {
@@ -169,15 +186,23 @@ ensure() {
         say "the queued resource $name failed earlier, and holds no machine"
         remove || return 1
         ;;
+      INCOMPLETE)
+        # It lost a slice; or it never had it, and all that it has runs something: --slices may be another than the first time.
+        if ! $asked && ! $obtained; then
+          made=false
+          wrong "the queued resource $name is there without all of ${nodes[*]}: is --slices $slices right? or use --down"
+        fi
+        say "$name lost one of its slices, so it is made anew"
+        remove || return 1
+        ;;
       PREEMPTED | TERMINATED | SUSPENDED)
         say "$name is $state: its machines are gone, so it is made anew"
         made=true
         remove || return 1
         ;;
       STOPPED)
-        say "$name is stopped: starting it"
         made=true
-        vm start "$name" > /dev/null 2> "$scratch/create" || { say "$(reason "$scratch/create")"; return 1; }
+        start_stopped || return 1
         ;;
       *)
         made=true
@@ -186,6 +211,18 @@ ensure() {
         ;;
     esac
     before=$state
+  done
+}
+
+start_stopped() {
+  local node
+  for node in "${nodes[@]}"; do
+    if [[ $(describe vm "$node" state) != STOPPED ]]; then continue; fi
+    say "$node is stopped: starting it"
+    if ! vm start "$node" > /dev/null 2> "$scratch/create"; then
+      say "$(reason "$scratch/create")"
+      return 1
+    fi
   done
 }
 

@@ -35,11 +35,14 @@ each() {
   return "$failed"
 }
 
-# remote SLICE WORKER ACTION ...: tools/tpu_worker.sh on a worker, or on all. A dead connection is noticed in two minutes.
-remote() {
+# connect SLICE WORKER COMMAND: on a worker, or on all. A dead connection is noticed in two minutes.
+connect() {
   vm ssh "${nodes[$1]}" --worker="$2" --quiet "${connect_flags[@]}" --ssh-flag=-oServerAliveInterval=30 \
-    --ssh-flag=-oServerAliveCountMax=4 --command="bash tpu_worker.sh $(quote "${@:3}")"
+    --ssh-flag=-oServerAliveCountMax=4 --command="$3"
 }
+
+# remote SLICE WORKER ACTION ...: tools/tpu_worker.sh there.
+remote() { connect "$1" "$2" "bash tpu_worker.sh $(quote "${@:3}")"; }
 
 # copy WORKER FROM ... TO
 copy() {
@@ -47,26 +50,30 @@ copy() {
 }
 
 copy_here() { copy "$2" "${nodes[$1]}:$3" "$4"; }
-report() { remote "$1" all status; }
+# Nothing runs on a worker on which nothing was ever installed: so it answers, with nothing to say.
+report() { connect "$1" all "test ! -e tpu_worker.sh || bash tpu_worker.sh status"; }
 probe() { remote "$2" all installed "$1"; }
-halt() { remote "$2" all stop "$1"; }
+halt() { remote "$3" all halt "$1" "$2"; }
+stop() { remote "$2" all stop "$1"; }
 
 put() {
-  copy all "$scratch/vlm-jax.tar.gz" tools/tpu_worker.sh "${nodes[$2]}:" && remote "$2" all install "$1"
+  copy all "$scratch/vlm-jax.tar.gz" "$scratch/tpu_worker.sh" "${nodes[$2]}:" && remote "$2" all install "$1"
 }
 
-# The commit and its worker script name what is installed; a worker that has it already is left alone.
+here() { if $dry_run; then quote "$@" >&3; else "$@"; fi; }
+
+# The commit is that of the launcher's start, so that a restart days later goes on with the same code; the worker script
+# is that commit's too. A worker that has it already is left alone.
 install() {
-  local stamp slice archive
-  stamp=$(git rev-parse --short HEAD)-$(git hash-object tools/tpu_worker.sh | cut -c 1-8)
-  if each probe "$stamp" && ! $dry_run; then return; fi
-  if [[ -n $(git status --porcelain --untracked-files=no) ]]; then
-    say "there are changes here that are not committed: they do not go along"
+  local slice
+  if each probe "$commit" && ! $dry_run; then
+    say "commit ${commit:0:10} is installed there already"
+    return
   fi
-  say "installing commit ${stamp%-*} on every worker of ${nodes[*]}: some minutes the first time"
-  archive=(git archive --format=tar.gz --output="$scratch/vlm-jax.tar.gz" HEAD)
-  if $dry_run; then quote "${archive[@]}" >&3; else "${archive[@]}"; fi
-  if each put "$stamp"; then return; fi
+  say "installing commit ${commit:0:10} on every worker of ${nodes[*]}: some minutes the first time"
+  here git archive --format=tar.gz --output="$scratch/vlm-jax.tar.gz" "$commit"
+  here tar -xzf "$scratch/vlm-jax.tar.gz" -C "$scratch" --strip-components=1 tools/tpu_worker.sh
+  if each put "$commit"; then return; fi
   for slice in "${!nodes[@]}"; do
     grep '^worker ' "$scratch/put.$slice" | sed "s/^/${nodes[slice]} /" >&2 || true
   done
@@ -78,26 +85,52 @@ install() {
 command_key() { quote "${command[@]}" | git hash-object --stdin | cut -c 1-12; }
 new_attempt() { echo "$(command_key)-$(date +%s)"; }
 
-# Sets attempt to what runs on the workers, if anything does; another command there is the user's to decide about.
+# Sets attempt to what runs on the workers, if anything does; another command there is the user's to decide about. Who
+# does not answer may be running something, so they are asked until they do, or are taken away, which fails.
 find_attempt() {
-  local line
-  if ! each report || $dry_run; then return; fi
-  line=$(grep -h -m 1 '^worker [0-9]* running ' "$scratch"/report.* | head -n 1) || return 0
-  read -r _ _ _ attempt line <<< "$line"
+  local line='' installed answered
+  while true; do
+    answered=true
+    each report || answered=false
+    if $dry_run; then return; fi
+    line=$(grep -h -m 1 '^worker [0-9]* running ' "$scratch"/report.* | head -n 1) || true
+    if [[ -n $line ]]; then break; fi
+    if $answered; then return; fi
+    say "not every worker of ${nodes[*]} answers ($(last_line "$scratch"/report.*.errors)), and the command may be running there:" \
+      "asking again"
+    sleep 20
+    if [[ $(overall_state) != READY ]]; then return 1; fi
+  done
+  read -r _ _ _ attempt installed line <<< "$line"
   if [[ ${attempt%-*} != "$(command_key)" ]]; then
     # shellcheck disable=SC2034
     made=false # nor is it this call's to delete
     wrong "another command is running on $name: $line; wait for it, or end it with --stop"
   fi
+  say "the command is running there already, with commit ${installed:0:10}: watching it"
+  if [[ $installed != "$commit" ]]; then say "if it must be started again, that will be with commit ${commit:0:10}"; fi
+}
+
+# Sets hosts (so many workers in each slice), workers (in all) and coordinator (the address of the first).
+find_hosts() {
+  local slice found
+  hosts=() workers=0 coordinator=''
+  for slice in "${!nodes[@]}"; do
+    read -r -a found <<< "$(addresses "${nodes[slice]}")"
+    coordinator=${coordinator:-${found[0]}}
+    hosts+=("${#found[@]}")
+    ((workers += ${#found[@]}))
+  done
 }
 
 # Several slices find each other through libtpu's variables: worker 0 of the first slice coordinates.
 begin() {
-  local attempt=$1 slice=$2 environment=()
+  local attempt=$1 slice=$2 how=anew environment=()
+  if $begun; then how=again; fi
   if ((slices > 1)); then
     environment=(env "MEGASCALE_COORDINATOR_ADDRESS=$coordinator" "MEGASCALE_NUM_SLICES=$slices" "MEGASCALE_SLICE_ID=$slice")
   fi
-  remote "$slice" all start "$attempt" "${environment[@]}" "${command[@]}"
+  remote "$slice" all start "$attempt" "$how" "${environment[@]}" "${command[@]}"
 }
 
 # Shows worker 0's log line by line. gcloud repeats a command whose connection broke, so lines are numbered and none is
@@ -119,11 +152,11 @@ show_log() {
   done
 }
 
-# Writes "SLICE WORKER CODE" into $scratch/codes as workers end; "SLICE - gone" when the machines are no longer there.
+# Writes "SLICE WORKER CODE [stopped]" into $scratch/codes as workers end; "SLICE - gone" when the machines are no longer there.
 watch_slice() {
   local attempt=$1 slice=$2 word worker code state
   while true; do
-    while read -r word worker code; do
+    while read -r word worker code; do # and the mark, if there is one
       if [[ $word == worker ]]; then echo "$slice $worker $code" >> "$scratch/codes"; fi
     done < <(remote "$slice" all wait "$attempt" 2> "$scratch/watch.$slice")
     if $dry_run || (($(grep "^$slice " "$scratch/codes" | sort -u -k 2,2 | wc -l) >= hosts[slice])); then return; fi
@@ -141,15 +174,16 @@ watch_slice() {
 }
 
 # Sets ended (so many workers have), result (0; 75 if one asks for a restart; the first fault's code), culprit ("SLICE
-# WORKER" of that fault), lost and gone. Where a machine was taken away the others fail for want of it, so that is a
+# WORKER" of that fault), lost, gone, and stopped (the user wanted it so). Where a machine was taken away the others fail for want of it, so that is a
 # restart and no fault of theirs.
 read_codes() {
-  local slice worker code seen=' '
+  local slice worker code mark seen=' '
   ended=0 result=0 gone=false lost=false culprit=''
-  while read -r slice worker code; do
+  while read -r slice worker code mark; do
     if [[ $seen == *" $slice.$worker "* ]]; then continue; fi
     seen+="$slice.$worker "
     ((++ended))
+    if [[ $mark == stopped ]]; then stopped=true; fi
     case $code in
       0) ;;
       gone) gone=true lost=true ;;
@@ -163,20 +197,16 @@ read_codes() {
 
 # One attempt, from start to end on all workers; returns its exit code.
 follow_attempt() {
-  local attempt=$1 slice workers=0 coordinator='' log hosts=() found ended result gone lost culprit
-  for slice in "${!nodes[@]}"; do
-    read -r -a found <<< "$(addresses "${nodes[slice]}")"
-    coordinator=${coordinator:-${found[0]}}
-    hosts+=("${#found[@]}")
-    ((workers += ${#found[@]}))
-  done
+  local attempt=$1 slice log ended result gone lost culprit
   : > "$scratch/codes"
   say "running on $workers workers of ${nodes[*]}: ${command[*]}"
   if ! each begin "$attempt"; then
     say "could not start everywhere: $(last_line "$scratch"/begin.*)"
-    each halt 60 || true
+    if grep -q '^worker [0-9]*: ended by --stop' "$scratch"/begin.*; then stopped=true; fi
+    each halt 60 "$attempt" || true
     return 75
   fi
+  begun=true
   if $dry_run; then
     each watch_slice "$attempt"
     show_log "$attempt"
@@ -189,7 +219,11 @@ follow_attempt() {
   await_log "$log"
   if [[ -n $culprit && $(overall_state) != READY ]]; then result=75 culprit=''; fi
   forget_jobs
-  if [[ -n $culprit ]]; then show_fault "$attempt"; fi
+  if [[ -n $culprit ]]; then
+    show_fault "$attempt"
+  elif ((result == 75)) && ! $stopped && ! $gone; then
+    say "$($lost && echo "a worker lost the command" || echo "the command saved and asks to be started again")"
+  fi
   return "$result"
 }
 
@@ -208,7 +242,7 @@ await_end() {
     if ! $told && ((SECONDS - since >= patience)); then
       told=true
       say "ending the command on the other workers"
-      each_quietly halt 60
+      each_quietly halt 60 "$attempt"
     fi
     if ((SECONDS - since > patience + 180)); then
       say "some workers did not answer"
@@ -273,6 +307,7 @@ fetch() {
     from=$(workdir "$@")
   else
     from=$(remote 0 0 workdir 2> "$scratch/fetch") || true
+    if $dry_run; then from=WORKDIR-OF-THE-COMMAND; fi
   fi
   if [[ -z $from ]]; then
     say "no --workdir is known, so there are no reports to fetch"

@@ -4,12 +4,14 @@
 #
 #   installed STAMP             succeeds if exactly that is installed
 #   install STAMP               unpacks ~/vlm-jax.tar.gz and installs the locked environment; prints the end of the log on failure
-#   start ATTEMPT COMMAND ...   starts the command, detached from the connection
-#   wait ATTEMPT                blocks until it has ended; prints "worker N CODE", with `lost` for CODE where it left none
+#   start ATTEMPT anew|again COMMAND ...   starts the command, detached from the connection; `again` not after a `stop`
+#   wait ATTEMPT                blocks until it has ended; prints "worker N CODE", with `lost` for CODE where it left none,
+#                               and " stopped" after that if the user had it stopped
 #   stream ATTEMPT LINE         prints the log from that line on, each as "COUNT:TEXT", and "end:" when the command has ended
-#   status                      prints "worker N running|idle ATTEMPT COMMAND"
+#   status                      prints "worker N running|idle ATTEMPT STAMP COMMAND"
 #   workdir                     prints the --workdir of the last command
-#   stop SECONDS                SIGTERM, and SIGKILL if that did not end it in time
+#   halt SECONDS ATTEMPT        SIGTERM, and SIGKILL if that did not end it in time; nothing if another attempt runs
+#   stop SECONDS                the same for whatever runs, because the user says so: leaves a mark until the next start
 #   reports WORKDIR             collects what there is to read in the workdir, in ~/vlm-jax-run/reports.tar.gz
 set -euo pipefail
 
@@ -78,15 +80,17 @@ build() {
 }
 
 start() {
-  local attempt=$1
-  shift
+  local attempt=$1 how=$2
+  shift 2
   exec 9> "$lock"
   if [[ $(content attempt) == "$attempt" ]]; then return; fi
   if ! flock --timeout 10 9; then
     if [[ $(content attempt) == "$attempt" ]]; then return; fi
     fail "another command is running: $(content command)"
   fi
-  rm -f "$state/code" "$state/pid"
+  # A launcher that starts it again may not have heard of the user's stop yet.
+  if [[ $how == again && -f $state/stopped ]]; then fail "ended by --stop"; fi
+  rm -f "$state/code" "$state/pid" "$state/stopped"
   : > "$state/$attempt.log"
   printf '%s\n' "$attempt" > "$state/attempt"
   printf '%q ' "$@" > "$state/command"
@@ -110,12 +114,11 @@ supervise() {
 }
 
 wait_for_end() {
+  local code=lost mark=''
   flock --shared "$lock" true
-  if [[ $(content attempt) == "$1" && -f $state/code ]]; then
-    echo "worker $(worker_number) $(content code)"
-  else
-    echo "worker $(worker_number) lost"
-  fi
+  if [[ $(content attempt) == "$1" && -f $state/code ]]; then code=$(content code); fi
+  if [[ -f $state/stopped ]]; then mark=' stopped'; fi
+  echo "worker $(worker_number) $code$mark"
 }
 
 stream() {
@@ -126,9 +129,10 @@ stream() {
 }
 
 status() {
-  local now=idle
+  local now=idle stamp
   if running; then now=running; fi
-  echo "worker $(worker_number) $now $(content attempt) $(content command)"
+  stamp=$(content installed)
+  echo "worker $(worker_number) $now $(content attempt) ${stamp:-unknown} $(content command)"
 }
 
 workdir_of() {
@@ -143,17 +147,27 @@ workdir_of() {
 
 workdir() { content workdir; }
 
-stop() {
+# halt SECONDS [ATTEMPT]
+halt() {
   local tick told=false
-  for ((tick = 0; tick < 5 * $1; tick++)); do
-    if ! running; then return; fi
+  for ((tick = 5 * $1; ; tick--)); do
+    if ! running || [[ -n ${2-} && $(content attempt) != "$2" ]]; then return; fi
+    if ((tick <= 0)); then
+      kill -KILL "$(content pid)" 2> /dev/null || true
+      return
+    fi
     if ! $told && [[ -s $state/pid ]]; then
       kill -TERM "$(content pid)" 2> /dev/null || true
       told=true
     fi
     sleep 0.2
   done
-  kill -KILL "$(content pid)" 2> /dev/null || true
+}
+
+stop() {
+  : > "$state/stopped"
+  running || echo "worker $(worker_number): nothing was running"
+  halt "$1"
 }
 
 reports() {
@@ -170,7 +184,7 @@ reports() {
 action=$1
 shift
 case $action in
-  installed | install | build | start | supervise | stream | status | workdir | stop | reports) "$action" "$@" ;;
+  installed | install | build | start | supervise | stream | status | workdir | halt | stop | reports) "$action" "$@" ;;
   wait) wait_for_end "$@" ;;
   *) fail "unknown action $action" ;;
 esac

@@ -1,7 +1,9 @@
 """A stand-in for gcloud with a small memory: TPUs, queued resources, a directory for every worker, a bucket.
 
 Remote commands are really run, by bash, in the worker's directory. Like gcloud, it repeats one whose connection broke.
-What goes wrong is planned by files in $FAKE_CLOUD/plans, a line an act: see `plan`.
+What goes wrong is planned by files in $FAKE_CLOUD/plans, a line an act: see `plan`. `break-ACTION` breaks the
+connection of that action of tpu_worker.sh after half a second, or "at once"; with -NODE-WORKER added, that of this
+worker. `before-ACTION` is run on the worker before the action.
 """
 
 import contextlib
@@ -95,8 +97,6 @@ def delete_node(name: str) -> None:
 
 
 def describe(value: dict, form: str) -> None:
-    if plan("unreachable"):
-        fail("ERROR: (gcloud) the token has expired")
     fields = {
         "state": value["state"],
         "state.state": value["state"],
@@ -122,7 +122,9 @@ class Connection(threading.Thread):
 
     def once(self) -> int:
         broken = re.search(r"tpu_worker\.sh (\w+)", self.command)
-        breaks = plan(f"break-{broken[1]}") if broken else None
+        breaks = None
+        if broken:
+            breaks = plan(f"break-{broken[1]}-{self.node}-{self.worker}") or plan(f"break-{broken[1]}")
         environment = {
             **os.environ,
             "HOME": str(home(self.node, self.worker)),
@@ -130,6 +132,14 @@ class Connection(threading.Thread):
             "FAKE_NODE": self.node,
             "FAKE_WORKER": str(self.worker),
         }
+        if breaks == "at once":
+            print("ssh: the connection was refused", file=sys.stderr)
+            return 255
+        before = plan(f"before-{broken[1]}") if broken else None
+        if before:
+            subprocess.run(["bash", "-c", before], env=environment, cwd=environment["HOME"], check=False)
+            if read("nodes", self.node)["state"] != "READY":
+                return 255
         process = subprocess.Popen(
             ["bash", "-c", self.command], env=environment, cwd=environment["HOME"], start_new_session=True
         )
@@ -242,6 +252,8 @@ def main(words: list[str]) -> None:
         return
     if (flags["project"], flags["zone"]) != ("mine", "here"):
         fail("another project or zone", 3)
+    if names[3] == "describe" and plan("unreachable"):
+        fail("ERROR: (gcloud) the token has expired")
     if names[2] == "queued-resources":
         queued(names[3], names[4], flags)
     else:

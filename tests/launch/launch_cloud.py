@@ -12,7 +12,8 @@ ROOT = Path(__file__).resolve().parents[2]
 FAKES = Path(__file__).resolve().parent
 WHERE = ["--name", "first", "--project", "mine", "--zone", "here"]
 FLAGS = [*WHERE, "--accelerator", "v4-8"]
-COMMAND = ["--", "vlm", "train", "experiments/mu.py", "--workdir", "runs/here", "--note", "два 'слова' $HOME"]
+COMMAND = ["--", "vlm", "train", "experiments/mu.py", "--workdir", "gs://shared", "--note", "два 'слова' $HOME"]
+ON_DISK = ["--", "vlm", "train", "experiments/mu.py", "--workdir", "runs/here"]
 REFUSED = "Quota limit 'TPUV4' has been exceeded. Limit: 8 in zone here."
 
 SLEEP = f"""#!/bin/sh
@@ -36,7 +37,7 @@ class Cloud:
             target.parent.mkdir(parents=True, exist_ok=True)
             (shutil.copytree if (ROOT / name).is_dir() else shutil.copy)(ROOT / name, target)
         self.commit("first")
-        (root / "hosts").write_text("2")
+        self.hosts(2)
         shutil.copy(FAKES / "fake_gcloud.py", root)
         self.program("bin/gcloud", f'exec {sys.executable} -S "$FAKE_CLOUD/fake_gcloud.py" "$@"')
         self.program("bin/sleep", SLEEP)
@@ -48,10 +49,19 @@ class Cloud:
         (self.root / name).write_text(text if text.startswith("#!") else f"#!/usr/bin/env bash\n{text}\n")
         (self.root / name).chmod(0o755)
 
+    def hosts(self, number: int) -> None:
+        """So many will each TPU have that is made from now on."""
+        (self.root / "hosts").write_text(str(number))
+
     def commit(self, message: str) -> None:
         git = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-c", "init.defaultBranch=main"]
         for words in (["init", "-q"], ["add", "-A"], ["commit", "-q", "--allow-empty", "-m", message]):
             subprocess.run([*git, *words], cwd=self.checkout, check=True)
+
+    def head(self) -> str:
+        """The checkout's last commit, as the launcher names it."""
+        words = ["git", "rev-parse", "HEAD"]
+        return subprocess.run(words, cwd=self.checkout, check=True, capture_output=True, text=True).stdout[:10]
 
     def plan(self, name: str, *acts: str) -> None:
         (self.root / "plans" / name).write_text("".join(f"{act}\n" for act in acts))
@@ -66,6 +76,16 @@ class Cloud:
         what = ["queued-resources", "create", name, f"--node-id={name}"] if queued else ["tpu-vm", "create", name]
         flags = ["--project", "mine", "--zone", "here", "--accelerator-type=v4-8"]
         subprocess.run(["gcloud", "compute", "tpus", *what, *flags], env=self.environment, check=True)
+
+    def worker(self, node: str, number: int, command: str) -> str:
+        """Runs a command on a worker, as another user could."""
+        words = [*WHERE[2:], f"--worker={number}", f"--command={command}"]
+        gcloud = ["gcloud", "compute", "tpus", "tpu-vm", "ssh", node, *words]
+        return subprocess.run(gcloud, env=self.environment, check=True, capture_output=True, text=True).stdout
+
+    def preempt(self, node: str) -> None:
+        program = [sys.executable, str(self.root / "fake_gcloud.py"), "preempt", node]
+        subprocess.run(program, env=self.environment, check=True)
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
@@ -99,12 +119,25 @@ class Cloud:
         """TPUs and queued resources that somebody pays for."""
         return {path.stem for kind in ("nodes", "queue") for path in (self.root / kind).glob("*.json")}
 
-    def until(self, what: str) -> None:
+    def until(self, what: str, where: str = "runs") -> None:
+        """Waits until this is among the runs, or the calls."""
         for _ in range(1200):
-            if (self.root / "runs").exists() and what in (self.root / "runs").read_text():
+            if (self.root / where).exists() and what in (self.root / where).read_text():
                 return
             time.sleep(0.05)
         raise AssertionError(f"no {what} within a minute")
+
+    def leave_running(self, act: str) -> None:
+        """Starts the command on both workers, and ends the watching; forgets the calls of that."""
+        for worker in range(2):
+            self.plan(f"first-{worker}", act)
+        process = self.start(*FLAGS, *COMMAND)
+        for worker in range(2):
+            self.until(f"first-{worker} {act}")
+        self.until("tpu_worker.sh wait", "calls")
+        os.killpg(process.pid, signal.SIGINT)
+        process.communicate(timeout=60)
+        (self.root / "calls").unlink()
 
     def processes(self) -> list[int]:
         """Those that were started for this cloud, by their environment."""

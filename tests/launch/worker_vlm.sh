@@ -8,11 +8,18 @@ act=$(head -n 1 "$plan" 2> /dev/null)
 echo "$FAKE_NODE-$FAKE_WORKER ${act:-0} $*" >> "$FAKE_CLOUD/runs"
 env | grep '^MEGASCALE' | sort | tr '\n' ' ' >> "$FAKE_CLOUD/environment-$FAKE_NODE-$FAKE_WORKER"
 echo "step 1 on $FAKE_NODE-$FAKE_WORKER"
-mkdir -p runs/here && echo '{"loss": 1.0}' > runs/here/metrics.jsonl
+for workdir in runs/here "$FAKE_CLOUD/bucket/shared"; do
+  mkdir -p "$workdir" && echo '{"loss": 1.0}' > "$workdir/metrics.jsonl"
+done
 case $act in
   preempted) python3 "$FAKE_CLOUD/fake_gcloud.py" preempt "$FAKE_NODE" ;;
   # What they leave behind when they end is for the worker script to clear away.
   hang) trap 'echo "told to end"; exit 75' TERM; sleep 2000 & wait ;;
+  until-told)
+    trap 'echo "told to end"; exit 75' TERM
+    until [[ -e $FAKE_CLOUD/end ]]; do sleep 1; done
+    echo "the end"
+    ;;
   deaf) sleep 2000 & wait ;;
   bereft) while ! grep -q ' preempted ' "$FAKE_CLOUD/runs"; do sleep 1; done; exit 1 ;;
   slow) for ((i = 2; i < 42; i++)); do echo "step $i"; sleep 1; done ;;
