@@ -219,9 +219,11 @@ def test_a_loop_without_a_known_end_is_reported(fsdp: Mesh) -> None:
 def test_faster_wires_expose_less(fsdp: Mesh) -> None:
     program = fsdp_step(fsdp, 8).as_text()
     machine = build_machine(parse_topology("v5e:2x2"), fsdp)
-    wider = dataclasses.replace(
-        machine, ici_bandwidth={axes: 10 * rate for axes, rate in machine.ici_bandwidth.items()}, ici_hop_seconds=0.0
-    )
+    rings = {
+        axes: [dataclasses.replace(ring, bandwidth=10 * ring.bandwidth) for ring in some]
+        for axes, some in machine.ici.items()
+    }
+    wider = dataclasses.replace(machine, ici=rings, ici_hop_seconds=0.0)
     slow, fast = (analyse(program, fsdp.shape, wires) for wires in (machine, wider))
     assert fast.exposed_share < slow.exposed_share
     assert fast.scheduled_alone == slow.scheduled_alone

@@ -5,7 +5,11 @@ from typing import Any
 import pytest
 
 from vlm_jax.parallel import MeshConfig, build_layout
+from vlm_jax.rehearsal.collectives import Collective
+from vlm_jax.rehearsal.hlo import Instruction
 from vlm_jax.rehearsal.machine import axis_groups, build_machine, slice_numbers
+from vlm_jax.rehearsal.steps import Begin
+from vlm_jax.rehearsal.timeline import Timeline
 from vlm_jax.rehearsal.topology import absent_devices, parse_topology
 
 
@@ -14,7 +18,8 @@ def wires(text: str, slices: int = 1, **axes: Any) -> dict[str, float]:
     topology = parse_topology(text, slices)
     layout = build_layout(MeshConfig(**axes, slices=slices), absent_devices(topology))
     machine = build_machine(topology, layout.mesh)
-    return {group: rate / topology.chip.link_bandwidth for group, rate in machine.ici_bandwidth.items()}
+    link = topology.chip.link_bandwidth
+    return {group: sum(ring.bandwidth for ring in rings) / link for group, rings in machine.ici.items()}
 
 
 def test_a_ring_has_two_directions_on_every_axis_of_the_torus() -> None:
@@ -32,6 +37,19 @@ def test_groups_that_lie_interleaved_share_their_links() -> None:
     """16 chips around, 4 in a row for each tensor group: every fourth chip makes a ring of fsdp."""
     rates = wires("v5e:16x16", data=16, fsdp=4, tensor=4)
     assert rates["tensor"] + rates["fsdp"] == pytest.approx(1 + 2 / 4)
+
+
+def test_two_axes_of_the_mesh_on_one_of_the_torus_take_turns_on_its_links() -> None:
+    topology = parse_topology("v6e:16x16")
+    machine = build_machine(topology, build_layout(MeshConfig(data=2, fsdp=128), absent_devices(topology)).mesh)
+    begun = [
+        Begin(
+            Instruction("x", "", "all-gather", "", ""), Collective("all-gather", axes, "ici", members, 0.0, 1e9), axes
+        )
+        for axes, members in (("data", 2), ("fsdp", 128))
+    ]
+    alone = [Timeline(machine).run([one]) for one in begun]
+    assert Timeline(machine).run(begun) == pytest.approx(sum(alone))
 
 
 def test_only_axes_that_devices_are_spread_over_are_groups() -> None:

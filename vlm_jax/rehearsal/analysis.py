@@ -50,12 +50,12 @@ def analyse(
     costs = Costs(module, machine.mxu, attended_share)
     planner = Planner(module, costs, Grid(mesh, tuple(slices or ()), module.partitions))
     steps = planner.plan(module.entry)
-    sums = _Sums(machine, tuple(mesh))
+    sums = _Sums(machine)
     for step, times in _flatten(steps):
         sums.add(step, times)
-    timeline = Timeline(machine, tuple(mesh))
+    timeline = Timeline(machine)
     scheduled = timeline.run(steps)
-    alone = Timeline(machine, tuple(mesh), instant=True).run(steps)
+    alone = Timeline(machine, instant=True).run(steps)
     unknown: dict[str, float] = {}
     for call, size in costs.unknown_calls.items():
         name = kernels.target(call)
@@ -97,7 +97,6 @@ class _Sums:
     """What adds up over a program."""
 
     machine: Machine
-    axes: tuple[str, ...]
     total: Cost = field(default_factory=Cost)
     wires: dict[Wire, float] = field(default_factory=dict)
     """Seconds for which each is busy."""
@@ -112,7 +111,7 @@ class _Sums:
         if isinstance(step, Begin):
             self._lines.setdefault(line_of(step.collective), []).append((step.collective, times))
             seconds = times * wire_seconds(step.collective, self.machine)
-            for wire in wires_of(step.collective, self.axes):
+            for wire in wires_of(step.collective, self.machine):
                 self.wires[wire] = self.wires.get(wire, 0.0) + seconds
             self._count(step.instruction, Cost(), seconds, times)
         elif isinstance(step, (Work, Fetch)):

@@ -15,6 +15,8 @@ communication operations in MPICH"), where the whole array has `size` bytes:
     all-gather, reduce-scatter, all-to-all      (n - 1) / n · size
     all-reduce                              2 · (n - 1) / n · size
     collective-permute                              what it sends on
+
+An all-to-all's bytes go past the chips in between; the time that this takes is `timeline.wire_seconds`' affair.
 """
 
 import functools

@@ -9,7 +9,7 @@ from vlm_jax.config import Experiment, Stage
 from vlm_jax.models.decoder import DecoderConfig
 from vlm_jax.parallel import MeshConfig, build_layout
 from vlm_jax.parallel.rules import AXES
-from vlm_jax.rehearsal.machine import group_bandwidth
+from vlm_jax.rehearsal.machine import group_rings
 from vlm_jax.rehearsal.topology import Topology, absent_devices
 
 _BF16, _F32 = 2.0, 4.0
@@ -89,7 +89,8 @@ def _wires_of(topology: Topology, sizes: tuple[int, ...], across: Literal["data"
     axes: dict[str, Any] = dict(zip(AXES, sizes, strict=True))
     config = MeshConfig(**axes, slices=topology.slices, across_slices=across)
     layout, chip = build_layout(config, absent_devices(topology)), topology.chip
-    rates = {axis: group_bandwidth(topology, layout.mesh, [axis]) for axis, size in layout.shape.items() if size > 1}
+    rings = {axis: group_rings(topology, layout.mesh, [axis]) for axis, size in layout.shape.items() if size > 1}
+    rates = {axis: sum(ring.bandwidth for ring in some) for axis, some in rings.items()}
     if topology.slices > 1:
         rates[across] = chip.dcn_bandwidth / topology.chips_of_a_host
     return _Wires(dict(layout.shape), rates)

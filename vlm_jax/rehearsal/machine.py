@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
-from vlm_jax.rehearsal.program import Machine
+from vlm_jax.rehearsal.program import Machine, Ring
 from vlm_jax.rehearsal.topology import Topology
+
+_TORUS = "xyz"
 
 
 def build_machine(topology: Topology, mesh: Mesh) -> Machine:
@@ -20,11 +22,11 @@ def build_machine(topology: Topology, mesh: Mesh) -> Machine:
         mesh: of their devices.
     """
     chip = topology.chip
-    groups = {"+".join(axes): group_bandwidth(topology, mesh, axes) for axes in axis_groups(mesh)}
+    groups = {"+".join(axes): group_rings(topology, mesh, axes) for axes in axis_groups(mesh)}
     return Machine(
         peak_flops=chip.peak_flops,
         hbm_bandwidth=chip.hbm_bandwidth,
-        ici_bandwidth=groups,
+        ici=groups,
         ici_default=chip.link_bandwidth,
         dcn_bandwidth=chip.dcn_bandwidth / topology.chips_of_a_host,
         host_bandwidth=chip.host_link_bandwidth,
@@ -38,8 +40,8 @@ def axis_groups(mesh: Mesh) -> list[tuple[str, ...]]:
     return [group for size in range(1, len(axes) + 1) for group in itertools.combinations(axes, size)]
 
 
-def group_bandwidth(topology: Topology, mesh: Mesh, axes: Sequence[str]) -> float:
-    """Bytes a second that a chip sends to the others of its group over the links of its slice.
+def group_rings(topology: Topology, mesh: Mesh, axes: Sequence[str]) -> tuple[Ring, ...]:
+    """Along which axes of the torus the chips of a group lie, and what they send there; none if slices part them all.
 
     A ring around a whole torus axis uses both directions; a line, or a ring of every k-th chip, does not reach as far:
     the chip at the end of a line has one link, and k groups that lie interleaved share the links between them. Rings
@@ -50,22 +52,22 @@ def group_bandwidth(topology: Topology, mesh: Mesh, axes: Sequence[str]) -> floa
         mesh: of its devices.
         axes: of the mesh; their group holds the devices that differ in nothing else.
     """
-    link, shape = topology.chip.link_bandwidth, topology.shape
+    link, shape, wraps = topology.chip.link_bandwidth, topology.shape, topology.chip.wraps(topology.shape)
     members = np.moveaxis(mesh.devices, [mesh.axis_names.index(axis) for axis in axes], range(len(axes)))
     members = members.reshape(*members.shape[: len(axes)], -1)[..., 0].reshape(-1)
     coordinates = [list(device.coords)[: len(shape)] for device in members if _slice(device) == _slice(members[0])]
     along = [sorted({place[axis] for place in coordinates}) for axis in range(len(shape))]
+    spread = [axis for axis, places in enumerate(along) if len(places) > 1]
     if math.prod(len(places) for places in along) != len(coordinates):
-        return link  # no grid: at least one link leads to some other member
-    wraps = topology.chip.wraps(shape)
-    total = 0.0
-    for places, size, wrapped in zip(along, shape, wraps, strict=True):
-        if len(places) < 2:
-            continue
+        # No grid: at least one link leads to some other member.
+        return tuple(Ring(_TORUS[axis], len(along[axis]), link / len(spread)) for axis in spread)
+    rings = []
+    for axis in spread:
+        places = along[axis]
         stride = max(b - a for a, b in itertools.pairwise(places))
-        ring = wrapped and len(places) * stride == size
-        total += (2 if ring else 1) * link / stride
-    return total or link
+        closed = wraps[axis] and len(places) * stride == shape[axis]
+        rings.append(Ring(_TORUS[axis], len(places), (2 if closed else 1) * link / stride))
+    return tuple(rings)
 
 
 def slice_numbers(mesh: Mesh) -> list[int]:

@@ -5,22 +5,29 @@ from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
-class Machine:
-    """One chip and its wires, as the counting sees them.
+class Ring:
+    """Members of a group along one axis of the torus; a line where its ends are not joined."""
 
-    The bandwidth of a group of mesh axes is what one chip can send to the others of that group over ICI: all links that
-    a ring algorithm uses together (both directions, every torus axis that the group spans). Groups are named as in
-    `Traffic.axes`.
-    """
+    axis: str
+    """Of the torus: "x", "y" or "z". What goes along the same one shares its links."""
+    members: int
+    bandwidth: float
+    """Bytes/s that a chip sends to the others along it: one link of a line, both of a ring, parts of links that other
+    groups use, too."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """One chip and its wires, as the counting sees them."""
 
     peak_flops: float
     """FLOP/s of the matrix unit in bfloat16."""
     hbm_bandwidth: float
     """Bytes/s."""
-    ici_bandwidth: Mapping[str, float] = field(default_factory=dict)
-    """Bytes/s a chip sends inside a slice, by group of mesh axes."""
+    ici: Mapping[str, Sequence[Ring]] = field(default_factory=dict)
+    """What each group of mesh axes, named as in `Traffic.axes`, has inside a slice: rings that work at once."""
     ici_default: float = 0.0
-    """Bytes/s for groups that `ici_bandwidth` does not name; 0 makes them an error."""
+    """Bytes/s of one link, and for groups that `ici` does not name; 0 makes those an error."""
     ici_hop_seconds: float = 1e-6
     """Latency of one hop."""
     dcn_bandwidth: float = 0.0
@@ -98,7 +105,7 @@ class ProgramCosts:
     ici_seconds: float
     """Of collectives within a slice, one after the other; the two directions of a ring count as one."""
     ici_busiest_seconds: float
-    """Of the mesh axis, and direction along it, whose wires are busy the longest."""
+    """Of the torus axis, and direction along it, whose links are busy the longest."""
     dcn_seconds: float
     host_seconds: float
     scheduled: float

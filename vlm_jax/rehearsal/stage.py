@@ -198,9 +198,7 @@ def rehearse_stage(
 
 def compiler_flags(experiment: Experiment, topology: Topology) -> dict[str, Any]:
     """The flags that a run on such a slice would set; what LIBTPU_INIT_ARGS says already stays, there as here."""
-    return set_flags(
-        topology.chip.name, topology.slices, offload=experiment.offloads(), environment=dict(os.environ)
-    )
+    return set_flags(topology.chip.name, topology.slices, offload=experiment.offloads(), environment=dict(os.environ))
 
 
 def _expectations(program: StageProgram, topology: Topology) -> StageReport:

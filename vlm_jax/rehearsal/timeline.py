@@ -2,29 +2,31 @@
 
 - Work takes the longer of its matrix products at the peak and its bytes of HBM; what HBM has time for besides goes to
   copies that were begun before.
-- A collective needs the links of its mesh axes, both directions of each, or one direction where it is a permutation
-  along a ring. Collectives that share links follow each other; others run at the same time.
+- A collective needs the links of the torus axes that its chips lie along, both directions of each, or one direction
+  where it is a permutation along a ring. Collectives that share links follow each other, also where they go along
+  different axes of the mesh; others run at the same time.
 - Copies to the host and from it have a wire each.
 - What is waited for and is not done keeps the chip waiting: that is exposed. So is a collective without a `-start`.
 - A loop runs its first trips one by one, the rest like the last of those: by then what one trip leaves for the next to
   wait for has settled.
 """
 
+import itertools
 import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from vlm_jax.errors import UserError
-from vlm_jax.rehearsal.collectives import OTHER, Collective
+from vlm_jax.rehearsal.collectives import Collective
 from vlm_jax.rehearsal.costs import Cost
-from vlm_jax.rehearsal.program import Machine
+from vlm_jax.rehearsal.program import Machine, Ring
 from vlm_jax.rehearsal.steps import Await, Begin, Fetch, Repeat, Step, Work
 
 Line = tuple[str, str, str]
 """Kind, axes and network of collectives that are reported together."""
 Wire = tuple[str, int]
-"""A mesh axis and a direction along it."""
+"""A torus axis and a direction along it."""
 DCN: Wire = ("", 0)
 """The network between slices."""
 _TO_HOST: Wire = ("host", 1)
@@ -38,11 +40,12 @@ def line_of(collective: Collective) -> Line:
     return collective.kind, collective.axes, collective.network
 
 
-def wires_of(collective: Collective, axes: Sequence[str]) -> list[Wire]:
-    """The wires that a collective needs; one along no axis of the mesh needs those of all `axes`."""
+def wires_of(collective: Collective, machine: Machine) -> list[Wire]:
+    """The wires that a collective needs; one that follows no axes of the mesh needs all that there are."""
     if collective.network == "dcn":
         return [DCN]
-    names = axes if collective.axes == OTHER else collective.axes.split("+")
+    rings = machine.ici.get(collective.axes) or itertools.chain(*machine.ici.values())
+    names = {ring.axis for ring in rings} or {"ici"}
     directions = (collective.direction,) if collective.direction else (1, -1)
     return [(name, direction) for name in names for direction in directions]
 
@@ -65,6 +68,9 @@ def host_seconds(cost: Cost, machine: Machine) -> float:
 def wire_seconds(collective: Collective, machine: Machine) -> float:
     """Of a collective that has its wires for itself: bytes at their bandwidth, and the latency of the hops.
 
+    An all-to-all does not go from neighbour to neighbour: of m chips along an axis each sends its m-th parts
+    floor(m²/4) links far in all, and as many parts cross the middle of a line.
+
     Raises:
         UserError: if the machine has no such wires.
     """
@@ -72,16 +78,19 @@ def wire_seconds(collective: Collective, machine: Machine) -> float:
         if not machine.dcn_bandwidth:
             raise UserError("rehearsal: the program talks between slices; name their network's bandwidth")
         return collective.bytes / machine.dcn_bandwidth + machine.dcn_seconds
-    link = machine.ici_default
-    bandwidth = machine.ici_bandwidth.get(collective.axes, link)
+    link, members = machine.ici_default, collective.members
+    rings = machine.ici.get(collective.axes) or (Ring("", members, link),)
+    bandwidth = sum(ring.bandwidth for ring in rings)
     if not bandwidth:
         raise UserError(f"rehearsal: no bandwidth is known for collectives along '{collective.axes}'")
     if collective.kind == "collective-permute":
         # One direction of one ring.
         return collective.bytes / min(bandwidth / 2, link or math.inf) + machine.ici_hop_seconds
-    rings = max(1, math.ceil(bandwidth / (2 * link))) if link else 1
-    hops = rings * collective.members ** (1 / rings) / 2 * (2 if collective.kind == "all-reduce" else 1)
-    return collective.bytes / bandwidth + hops * machine.ici_hop_seconds
+    latency = sum(ring.members / 2 for ring in rings) * machine.ici_hop_seconds
+    if collective.kind.endswith("all-to-all"):
+        whole = collective.bytes * members / (members - 1)
+        return max(whole * (ring.members**2 // 4 / ring.members) / ring.bandwidth for ring in rings) + latency
+    return collective.bytes / bandwidth + latency * (2 if collective.kind == "all-reduce" else 1)
 
 
 @dataclass
@@ -89,8 +98,6 @@ class Timeline:
     """A walk along a schedule; `now` is how far it has come, in seconds."""
 
     machine: Machine
-    axes: Sequence[str] = ()
-    """Of the mesh: what groups along none of them are taken to need."""
     instant: bool = False
     """Whether wires take no time, to see what the rest takes."""
     now: float = 0.0
@@ -148,7 +155,7 @@ class Timeline:
 
     def _begin(self, step: Begin) -> None:
         seconds = 0.0 if self.instant else wire_seconds(step.collective, self.machine)
-        self._fly(step.key, wires_of(step.collective, self.axes), seconds, line_of(step.collective))
+        self._fly(step.key, wires_of(step.collective, self.machine), seconds, line_of(step.collective))
 
     def _fly(self, key: str, wires: Sequence[Wire], seconds: float, line: Line | None) -> None:
         """Something takes these wires for so long, as soon as all of them are free."""
