@@ -36,14 +36,15 @@ class Compiled:
 class DoesNotFitError(Exception):
     """A program needs more HBM than a chip has."""
 
-    def __init__(self, needed: int, available: int, tensors: tuple[Tensor, ...], seconds: float) -> None:
+    def __init__(self, needed: int, tensors: tuple[Tensor, ...], seconds: float, temporaries_only: bool) -> None:
         """Args:
-        needed, available: bytes, by the compiler's own account.
+        needed: bytes, by the compiler's own account.
         tensors: the largest.
         seconds: that the compiler took.
+        temporaries_only: whether arguments are not among the bytes: it gave up before it came to those.
         """
-        super().__init__(f"needs {needed} of {available} bytes")
-        self.needed, self.available, self.tensors, self.seconds = needed, available, tensors, seconds
+        super().__init__(f"needs {needed} bytes")
+        self.needed, self.tensors, self.seconds, self.temporaries_only = needed, tensors, seconds, temporaries_only
 
 
 def compile_lowered(lowered: Any, options: dict[str, Any] | None = None) -> Compiled:
@@ -58,7 +59,7 @@ def compile_lowered(lowered: Any, options: dict[str, Any] | None = None) -> Comp
 
     Raises:
         DoesNotFitError: too much HBM.
-        UserError: the compiler refuses it, in its own words.
+        UserError: the compiler refuses it, in its own words; a kernel needs more of the core's own memory than it has.
     """
     start, least = time.monotonic(), jax.config.values[_LEAST_SECONDS]
     with tempfile.TemporaryDirectory(prefix="vlm-rehearse-") as directory:
@@ -110,20 +111,39 @@ _HOST_COLOUR = "5"
 _LEAST_SECONDS = "jax_persistent_cache_min_compile_time_secs"
 """Programs that compile faster are not kept."""
 
-_UNITS = {"B": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+_UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+_MEMORY = re.compile(r"memory (?:space|on) (\w+)|space=(\w+)", re.IGNORECASE)
+_SIZE = re.compile(r"(?<=size=)(\d+)()|\b(\d[\d.]*)([KMGT])\b")
+_KERNEL = re.compile(r"(?:XLA label: |stack for %|:: )([A-Za-z_][\w.\-]*)")
 
 
 def explained(message: str, dump: Path, seconds: float) -> Exception:
-    """What the compiler's own words mean: DoesNotFitError, or UserError."""
+    """What the compiler's own words mean: DoesNotFitError, or UserError.
+
+    Args:
+        message: its words.
+        dump: where it left what it had made.
+        seconds: that it took.
+    """
     message = " ".join(message.split())
-    if "RESOURCE_EXHAUSTED" not in message and "Ran out of memory" not in message:
+    space, sizes = _MEMORY.search(message), [_bytes(found) for found in _SIZE.finditer(message)]
+    if "RESOURCE_EXHAUSTED" not in message or space is None or not sizes:
         return UserError(f"the TPU compiler refuses the program: {message[:400]}; change the mesh or the kernel")
-    sizes = re.findall(r"([\d.]+)([KMGT]?)\b(?:i?B)?", message.split("emory", 1)[-1])
-    bytes_ = [int(float(number) * _UNITS[unit or "B"]) for number, unit in sizes if unit]
-    needed, available = [*bytes_, 0, 0][:2]
+    name = (space[1] or space[2]).lower()
+    if name != "hbm":
+        kernel = _KERNEL.search(message)
+        named = f"kernel {re.sub(r'[.0-9]+$', '', kernel[1])}" if kernel else "the program"
+        needed, available = (f"{size / 2**20:.1f} MiB" for size in [*sizes, 0][:2])
+        return UserError(f"{named} needs {needed} of a core's {available} {name}; make its blocks smaller")
     text = _read(dump, "oom_intermediate_module.txt") or _read(dump, ".after_optimizations.txt")
     tensors = largest_tensors(_read(dump, "-buffer-assignment.txt"), text)
-    return DoesNotFitError(needed, available, tensors, seconds)
+    return DoesNotFitError(sizes[0], tensors, seconds, "HLO temporaries" in message)
+
+
+def _bytes(size: re.Match[str]) -> int:
+    return int(size[1] or float(size[3]) * _UNITS[size[4]])
 
 
 def _read(dump: Path, ending: str) -> str:

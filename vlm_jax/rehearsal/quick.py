@@ -70,9 +70,10 @@ def compile_quickly(
         if any(dump.glob(_LAST_FILE)) and not any(dump.glob("*oom_intermediate_module.txt")):
             return read_dump(dump, seconds)
         message = words.read_text(errors="replace")
+        _, exhausted, rest = message.partition("RESOURCE_EXHAUSTED")
         if not message.strip():
             raise UserError(f"the process that compiled the {name} ended without a word; it may have lacked memory")
-        raise explained(message[-4000:], dump, seconds)
+        raise explained(exhausted + rest or message[-4000:], dump, seconds)
 
 
 def _is_whole(dump: Path) -> bool:

@@ -177,8 +177,9 @@ def rehearse_stage(
                 else:
                     made = compile_lowered(lowered[name], options)
             except DoesNotFitError as error:
+                needed = error.needed + (report.argument_bytes if error.temporaries_only else 0)
                 return dataclasses.replace(
-                    report, peak_bytes=error.needed, tensors=error.tensors, compile_seconds=error.seconds
+                    report, peak_bytes=needed, tensors=error.tensors, compile_seconds=error.seconds
                 )
         with watch(f"{program.stage.name}: counting the {name}"):
             costs[name] = analyse(made.text, layout.shape, machine, slices)
