@@ -126,18 +126,23 @@ def test_splash_attention(name: str, results: str, products: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("table", "queries", "share"),
+    ("table", "queries", "share", "largest"),
     [
-        (array(1, 4, 2, dtype="s8"), 2048, 8 / 16),  # a window: only so many blocks of keys for each of queries
-        (array(1, 2, 4, dtype="s8"), 1024, 7 / 8),  # the later half of the queries sees more
-        (array(2048, 128, dtype="s32"), 2048, 1.0),  # no table
+        (array(1, 4, 2, dtype="s8"), 2048, 8 / 16, 8 / 16),  # a window: so many blocks of keys for each of queries
+        (array(1, 4, 4, dtype="s8"), 2048, 10 / 16, 10 / 16),
+        # Parts of the queries: later ones see more, and take longer; all together see as much as before.
+        (array(1, 2, 4, dtype="s8"), 1024, 10 / 16, 7 / 8),
+        (array(1, 1, 4, dtype="s8"), 512, 10 / 16, 1.0),
+        (array(2048, 128, dtype="s32"), 2048, 1.0, 1.0),  # no table
     ],
 )
-def test_blocks_that_a_table_leaves(table: Array, queries: int, share: float) -> None:
+def test_blocks_that_a_table_leaves(table: Array, queries: int, share: float, largest: float) -> None:
     operands = [table, array(16, queries, 128), array(16, 2048, 128), array(16, 2048, 128)]
     found = splash(kernel("splash_mha_fwd", f"bf16[16,{queries},128]", 512), operands)
     assert found is not None
-    assert found.share == share
+    every_pair = 2 * 2 * 16 * queries * 2048 * 128
+    assert found.flops == every_pair * share
+    assert found.padded_flops(128) == every_pair * largest
 
 
 def test_other_kernels_have_no_formula() -> None:

@@ -44,18 +44,24 @@ _MOVES = frozenset({"GatherScatterIndicesBitpacked", "ZeroCrop", "TopK", "X64Com
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
-    """What a kernel multiplies: products, and how large a share of them its mask leaves."""
+    """What a kernel multiplies: products, and how large a share of them its mask leaves.
+
+    Where chips have parts of the queries, a causal mask leaves later parts more.
+    """
 
     products: tuple[Product, ...]
     share: float
+    """Of a chip on average."""
+    largest_share: float
+    """Of the chip with the last part: the others wait for it."""
 
     @property
     def flops(self) -> float:
         return self.share * sum(product.flops for product in self.products)
 
     def padded_flops(self, mxu: int) -> float:
-        """Operations of a matrix unit of that size."""
-        return self.share * sum(product.padded_flops(mxu) for product in self.products)
+        """Operations of a matrix unit of that size, on the chip with the largest share."""
+        return self.largest_share * sum(product.padded_flops(mxu) for product in self.products)
 
 
 def target(instruction: Instruction) -> str:
@@ -108,29 +114,33 @@ def splash(instruction: Instruction, operands: list[Array], attended_share: floa
         products = [to_scores, to_weights, for_keys, for_values]
         if _makes_queries(instruction, queries):
             products.append(for_queries)
-    share = _share(instruction, operands, length, attended) if attended_share is None else attended_share
-    return Kernel(tuple(products), share)
+    if attended_share is not None:
+        return Kernel(tuple(products), attended_share, attended_share)
+    shares = _shares(instruction, operands, length, attended)
+    return Kernel(tuple(products), sum(shares) / len(shares), shares[-1])
 
 
-def _share(instruction: Instruction, operands: list[Array], queries: int, keys: int) -> float:
+def _shares(instruction: Instruction, operands: list[Array], queries: int, keys: int) -> list[float]:
     """Share of the blocks that a causal mask leaves, read off the shape of the first operand, its table of blocks.
 
-    Where a chip has a part of the queries, it is the last part: the others wait for it.
+    One for each part of the queries that chips have.
     """
     table = operands[0]
     if table.dtype not in ("s8", "s16", "s32") or len(table.dims) != 3:
-        return 1.0
+        return [1.0]
     rows, columns = table.dims[1:]
     sides = [_block(instruction, side) for side in ("q", "kv")]
     if all(sides):
         everything = (queries // sides[0]) * (keys // sides[1])
         if rows * columns < everything:
-            return rows * columns / everything
-    before = keys - queries
-    seen = sum(
-        min(columns, -(-(before * rows + (row + 1) * queries) * columns // (rows * keys))) for row in range(rows)
-    )
-    return seen / (rows * columns)
+            return [rows * columns / everything]
+    shares = []
+    for before in range(0, max(1, keys - queries + 1), queries):
+        seen = sum(
+            min(columns, -(-(before * rows + (row + 1) * queries) * columns // (rows * keys))) for row in range(rows)
+        )
+        shares.append(seen / (rows * columns))
+    return shares
 
 
 def _block(instruction: Instruction, side: str) -> int:

@@ -88,7 +88,7 @@ class ProgramCosts:
     flops: float
     """Matrix products and convolutions, with the repetitions of loops; without kernels."""
     kernel_flops: float
-    """Pallas kernels, by formula."""
+    """Pallas kernels, by formula; where chips have unequal parts, of a chip on average."""
     mxu_flops: float
     """Both, with dimensions padded to the matrix unit's tiles: what it is busy with."""
     elementwise_flops: float
