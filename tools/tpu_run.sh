@@ -257,11 +257,11 @@ each_quietly() {
   for slice in "${!nodes[@]}"; do background "$@" "$slice" > /dev/null 2>&1; done
 }
 
-# Worker 0's log may still be on its way.
+# Worker 0's log may still be on its way; it says itself when it is over.
 await_log() {
   local tries
   if $gone; then return; fi
-  for ((tries = 0; tries < 10; tries++)); do
+  for ((tries = 0; tries < 60; tries++)); do
     kill -0 "$1" 2> /dev/null || return 0
     sleep 1
   done

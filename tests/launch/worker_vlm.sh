@@ -5,6 +5,8 @@ act=$(head -n 1 "$plan" 2> /dev/null)
 [[ -f $plan ]] && sed -i 1d "$plan"
 # A machine is taken away whatever it is told meanwhile.
 [[ $act == preempted || $act == deaf ]] && trap '' TERM
+# Before the test can know that it runs.
+[[ $act == hang || $act == until-told ]] && trap 'echo "told to end"; exit 75' TERM
 echo "$FAKE_NODE-$FAKE_WORKER ${act:-0} $*" >> "$FAKE_CLOUD/runs"
 env | grep '^MEGASCALE' | sort | tr '\n' ' ' >> "$FAKE_CLOUD/environment-$FAKE_NODE-$FAKE_WORKER"
 echo "step 1 on $FAKE_NODE-$FAKE_WORKER"
@@ -14,9 +16,8 @@ done
 case $act in
   preempted) python3 "$FAKE_CLOUD/fake_gcloud.py" preempt "$FAKE_NODE" ;;
   # What they leave behind when they end is for the worker script to clear away.
-  hang) trap 'echo "told to end"; exit 75' TERM; sleep 2000 & wait ;;
+  hang) sleep 2000 & wait ;;
   until-told)
-    trap 'echo "told to end"; exit 75' TERM
     until [[ -e $FAKE_CLOUD/end ]]; do sleep 1; done
     echo "the end"
     ;;
