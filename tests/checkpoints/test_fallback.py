@@ -1,5 +1,7 @@
 """Every kind of damage to the newest step: it is set aside, never deleted, and the step before it is used."""
 
+import errno
+import resource
 import shutil
 
 import jax
@@ -7,6 +9,7 @@ import numpy as np
 import pytest
 
 from vlm_jax.checkpoints import CheckpointManager, DamagedError
+from vlm_jax.checkpoints.checks import is_damage
 from vlm_jax.errors import UserError
 
 SMALL = ("config.json", "data.json", "checksums.json", "processor/processor.json", "processor/tokenizer.model")
@@ -122,6 +125,67 @@ def test_a_checkpoint_of_another_model_is_not_damage(step, restore_newest, resha
         restore_newest(step.parent, params=reshaped(width=24))
     assert not isinstance(caught.value, DamagedError)
     assert sorted(path.name for path in step.parent.iterdir()) == ["2", "4"]
+
+
+def test_a_checkpoint_of_another_dtype_is_of_another_model(step, restore_newest, tiny):
+    narrow = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, "bfloat16", sharding=x.sharding), tiny.abstract)
+    with pytest.raises(UserError, match=r"of another model .* is float32 there and bfloat16 here") as caught:
+        restore_newest(step.parent, params=narrow)
+    assert not isinstance(caught.value, DamagedError)
+    assert sorted(path.name for path in step.parent.iterdir()) == ["2", "4"]
+
+
+@pytest.mark.parametrize("inside", ["files/config.json", "params/d/*", "optimizer/*/d/*"])
+def test_what_cannot_be_read_is_not_damage(step, restore_newest, inside):
+    """A link to itself stands for whatever keeps a file from being read; even root may not open it."""
+    for path in list(step.glob(inside)):
+        path.unlink()
+        path.symlink_to(path.name)
+    with pytest.raises(UserError, match=rf"{step}: could not be read \(.*ymbolic links") as caught:
+        restore_newest(step.parent)
+    assert not isinstance(caught.value, DamagedError)
+    assert "\n" not in str(caught.value)
+    assert sorted(path.name for path in step.parent.iterdir()) == ["2", "4"]
+
+
+def test_too_many_open_files_are_not_damage(step, tiny):
+    manager, before = CheckpointManager(step.parent), resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, before[1]))
+    try:
+        with pytest.raises(UserError, match=r"could not be read \(.*Too many open files") as caught:
+            manager.restore(4, tiny.abstract, tiny.abstract_optimizer)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert not isinstance(caught.value, DamagedError)
+    manager.close()
+
+
+@pytest.mark.parametrize(
+    ("error", "damage"),
+    [
+        (FileNotFoundError(errno.ENOENT, "No such file"), True),
+        (ValueError("DATA_LOSS: Error opening"), True),
+        (ValueError("NOT_FOUND: Failed to open: No such file [os_error_code='2']"), True),
+        (ValueError("FAILED_PRECONDITION: Truncated Zstd-compressed stream; at byte 0"), True),
+        (KeyError("tree_metadata"), True),
+        (Exception("Encountered error while reading array index"), False),
+        (PermissionError(errno.EACCES, "Permission denied"), False),
+        (OSError(errno.EMFILE, "Too many open files"), False),
+        (ValueError("PERMISSION_DENIED: Failed to open: Permission denied [os_error_code='13']"), False),
+        (ValueError("UNAUTHENTICATED: no token"), False),
+        (MemoryError("std::bad_alloc"), False),
+        (RuntimeError("can't start new thread"), False),
+        (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 12 bytes."), False),
+    ],
+    ids=str,
+)
+def test_what_is_evidence_of_damage(error, damage):
+    wrapped = Exception("Encountered error while reading array index")
+    wrapped.__cause__ = error
+    assert is_damage(error) == is_damage(wrapped) == damage
+    also_decoded = KeyError("w")
+    also_decoded.__cause__ = error
+    assert is_damage(also_decoded) == (damage or type(error) is Exception)
 
 
 def test_a_stage_without_steps_has_nothing_to_restore(tmp_path, restore_newest):

@@ -9,6 +9,7 @@ import sys
 import textwrap
 import time
 
+import jax
 import pytest
 from tiny_disk import tiny_disk
 
@@ -140,7 +141,13 @@ def test_real_errors_of_full_disks_and_lost_connections_may_pass():
     [
         (ValueError("ABORTED: Error reading gs://b/x: All 32 retry attempts failed: CURL error"), True),
         (ValueError("RESOURCE_EXHAUSTED: Error writing: No space left on device"), True),
+        (ValueError("RESOURCE_EXHAUSTED: HTTP response code: 429"), True),
         (ValueError("UNAVAILABLE: Socket closed"), True),
+        (ValueError("UNKNOWN: Error reading: Input/output error [os_error_code='5']"), True),
+        (ValueError("RESOURCE_EXHAUSTED: Failed to open: Too many open files [os_error_code='24']"), False),
+        (ValueError("PERMISSION_DENIED: Failed to open: Permission denied [os_error_code='13']"), False),
+        (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 12 bytes."), False),
+        (MemoryError("std::bad_alloc"), False),
         (ValueError("DATA_LOSS: Error decoding"), False),
         (ValueError("it was ABORTED: by hand"), False),
         (OSError(errno.EACCES, "Permission denied"), False),

@@ -13,7 +13,7 @@ from flax import traverse_util
 from jaxtyping import PyTree
 
 from vlm_jax import parallel
-from vlm_jax.checkpoints.checks import check_model, damaged, read_step_files, verify
+from vlm_jax.checkpoints.checks import check_model, first_line, is_damage, read_step_files, unread, verify
 from vlm_jax.checkpoints.checksums import damaged_leaves, seal, tree_checksums, unseal
 from vlm_jax.errors import UserError
 from vlm_jax.models.abstract import Model, boxed_params, initialise
@@ -100,17 +100,18 @@ def load_params(where: epath.Path, abstract: PyTree) -> dict[str, Any]:
     Parameters that were frozen when they were saved come back in the dtype in which they were kept.
 
     Raises:
-        UserError: if a file is damaged or the checkpoint is of another model.
+        UserError: if a file is damaged or cannot be read, or the checkpoint is of another model.
     """
     expected = unseal(read_step_files(where)["checksums.json"])
-    check_model(where, expected, {"params": abstract})
-    kept = jax.tree_util.tree_map_with_path(lambda path, x: _as_kept(expected, path, x), abstract)
     try:
+        check_model(where, expected, {"params": abstract}, dtypes=False)
+        kept = jax.tree_util.tree_map_with_path(lambda path, x: _as_kept(expected, path, x), abstract)
         with ocp.StandardCheckpointer() as checkpointer:
             params = checkpointer.restore(where / "params", kept)
+    except UserError:
+        raise
     except Exception as error:
-        first = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-        raise damaged(where, first) from error
+        raise unread(where, error) from error
     verify(where, {"params": params}, expected)
     return params
 
@@ -168,6 +169,8 @@ def _restore_masters(masters: epath.Path, narrow: PyTree) -> PyTree:
         with ocp.StandardCheckpointer() as checkpointer:
             kept = checkpointer.restore(masters, narrow)
     except Exception as error:
+        if not is_damage(error):
+            raise UserError(f"{masters}: could not be read ({first_line(error)}); run again when it can") from error
         raise UserError(f"{masters}: damaged ({type(error).__name__}); {mend}") from error
     if bad := damaged_leaves(kept, expected):
         raise UserError(f"{masters}: damaged (checksum of {bad[0]} differs); {mend}")

@@ -22,7 +22,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jaxtyping import PyTree
 
-from vlm_jax.checkpoints.checks import DamagedError, check_model, damaged, first_line, read_step_files, verify
+from vlm_jax.checkpoints.checks import DamagedError, check_model, first_line, unread, verified_files, verify
 from vlm_jax.checkpoints.checksums import file_checksum, seal, tree_checksums, unseal
 from vlm_jax.checkpoints.files import FilesHandler, FilesSave
 from vlm_jax.checkpoints.retry import RefusedError, passing, try_again
@@ -290,7 +290,7 @@ class CheckpointManager:
 
         Raises:
             DamagedError: if a file is damaged.
-            UserError: if the checkpoint belongs to another model or optimiser, or cannot be reached.
+            UserError: if the checkpoint belongs to another model or optimiser, or cannot be read for another reason.
         """
         where, items = self.directory / str(step), {"params": params, "optimizer": optimizer}
         found: tuple[Mapping[str, bytes], dict[str, PyTree]] | None = None
@@ -300,9 +300,8 @@ class CheckpointManager:
         except UserError as error:
             own = error
         except Exception as error:
-            if not passing(error):
-                raise
-            own = UserError(f"{where}: could not be read ({passing(error)}); run again when it can")
+            log.debug("%s: could not be read", where, exc_info=error)
+            own = unread(where, error)
         _agree(own)
         assert found is not None
         files, trees = found
@@ -325,29 +324,13 @@ class CheckpointManager:
 
 def _read(where: epath.Path, items: Mapping[str, PyTree]) -> tuple[Mapping[str, bytes], dict[str, PyTree]]:
     """(files, arrays) of a step directory, without a word to other processes."""
-    try:
-        if not (where / "files").is_dir():
-            raise damaged(where, "files/ is missing")
-        files = read_step_files(where)
-        check_model(where, unseal(files["checksums.json"]), items)
-        alone = ocp.options.MultiprocessingOptions(
-            primary_host=jax.process_index(), active_processes={jax.process_index()}
-        )
-        handler = ocp.StandardCheckpointHandler(multiprocessing_options=alone)
-        trees = {
-            name: handler.restore(where / name, args=ocp.args.StandardRestore(tree)) for name, tree in items.items()
-        }
-    except DamagedError as error:
-        if error.__cause__ is not None and passing(error.__cause__):
-            raise error.__cause__ from None
-        raise
-    except UserError:
-        raise
-    except Exception as error:
-        if passing(error):
-            raise
-        raise damaged(where, f"{type(error).__name__}: {first_line(error)}") from error
-    return files, trees
+    files = verified_files(where)
+    check_model(where, unseal(files["checksums.json"]), items)
+    alone = ocp.options.MultiprocessingOptions(primary_host=jax.process_index(), active_processes={jax.process_index()})
+    handler = ocp.StandardCheckpointHandler(multiprocessing_options=alone)
+    return files, {
+        name: handler.restore(where / name, args=ocp.args.StandardRestore(tree)) for name, tree in items.items()
+    }
 
 
 def _agree(own: UserError | None) -> None:

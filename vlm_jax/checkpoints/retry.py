@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
+import jax
 from etils import epath
 
 from vlm_jax.errors import UserError
@@ -38,13 +39,15 @@ _LOST = {
     errno.ECONNABORTED,
 }
 _STATUS = {
-    "RESOURCE_EXHAUSTED": "the disk is full",
+    "RESOURCE_EXHAUSTED": "it takes no more now",  # what a bucket answers that is asked too often
     "UNAVAILABLE": "it cannot be reached",
     "DEADLINE_EXCEEDED": "it does not answer",
     "ABORTED": "it cannot be reached",  # what tensorstore calls a request that failed as often as it tries
 }
 """Statuses with which messages of tensorstore (ValueError) and of TensorFlow's files begin."""
 _STATUS_AT_START = re.compile(rf"({'|'.join(_STATUS)})\b")
+_OS_ERROR_CODE = re.compile(r"os_error_code='(\d+)'")
+"""How tensorstore tells which error of the system was the reason."""
 _FULL_WORDS = ("No space left on device", "Disk quota exceeded", "File too large")
 """What the system calls it, within messages of other statuses."""
 _CLIENTS = {"aiohttp", "gcsfs", "google", "requests", "urllib3"}
@@ -62,13 +65,23 @@ def passing(error: BaseException | None) -> str:
     return ""
 
 
+def system_code(error: BaseException) -> int | None:
+    """The system's error code (errno) that is the reason of an error, also if tensorstore raised it."""
+    if isinstance(error, OSError):
+        return error.errno
+    told = _OS_ERROR_CODE.search(str(error)) if isinstance(error, ValueError) else None
+    return int(told[1]) if told else None
+
+
 def _passing(error: BaseException) -> str:
-    message = str(error)
-    if (isinstance(error, OSError) and error.errno in _FULL) or any(words in message for words in _FULL_WORDS):
+    if isinstance(error, jax.errors.JaxRuntimeError | MemoryError):  # of devices, whose memory may be exhausted, too
+        return ""
+    message, code = str(error), system_code(error)
+    if code in _FULL or any(words in message for words in _FULL_WORDS):
         return "the disk is full"
-    if (isinstance(error, OSError) and error.errno in _LOST) or isinstance(error, ConnectionError | TimeoutError):
+    if code in _LOST or isinstance(error, ConnectionError | TimeoutError):
         return "it cannot be reached"
-    if found := _STATUS_AT_START.match(message):
+    if code is None and (found := _STATUS_AT_START.match(message)):
         return _STATUS[found[1]]
     if type(error).__module__.split(".")[0] in _CLIENTS:
         code = getattr(error, "code", None) or getattr(error, "status", None)
