@@ -1,5 +1,6 @@
 """Where a run's time goes, and what its batches ask of the model."""
 
+import dataclasses
 import json
 import time
 from types import SimpleNamespace
@@ -152,17 +153,34 @@ def test_from_stage_to_stage_nothing_is_lost():
 def test_flops_are_those_of_the_batches_of_the_line():
     meter = meter_of(peak=1e6)
     batches, config = meter.batches(Batches()), vlm_mu()
-    drawn = [next(batches)[0] for _ in range(2)]
+    step = meter.step(lambda state, batch: (state, {"loss": jnp.zeros(())}))
+    drawn = []
+    for _ in range(2):
+        drawn.append(next(batches)[0])
+        step(None, drawn[-1])
     work = work_of(config, drawn[0]) + work_of(config, drawn[1])
     figures = meter.figures(interval(2, seconds=4.0))
     wanted = stage_flops(config, None, ROWS, LENGTH, 0, work).total
     assert figures["model_flops"] == pytest.approx(wanted, rel=1e-12)
     assert figures["model_flops_per_second"] == pytest.approx(wanted / 4)
     assert figures["mfu"] == pytest.approx(wanted / 4 / 1e6)
-    next(batches)
-    third = meter.figures(interval(1))["model_flops"]
-    assert 0 < third < wanted / 2  # three examples a row: fewer pairs, and nothing of the first two
+    next(batches)  # of a step that is passed over
+    step(None, next(batches)[0])
+    fourth = meter.figures(interval(1))["model_flops"]
+    alone = work_of(config, batch(4))
+    assert fourth == pytest.approx(stage_flops(config, None, ROWS, LENGTH, 0, alone).total, rel=1e-12)
     meter.close()
+
+
+def test_the_time_of_skipped_steps_is_lost(meter):
+    batches, result = meter.batches(Batches()), Result()
+    step = meter.step(lambda state, batch: (state, {"loss": result}))
+    step(None, next(batches)[0])
+    time.sleep(0.2)
+    result.end()
+    found = meter.figures(dataclasses.replace(interval(4), skipped=3))["spent"]
+    assert found["step"] > 0.03
+    assert found["lost"] == pytest.approx(3 * found["step"], abs=0.01)
 
 
 def test_without_a_known_peak_there_is_no_mfu(meter):

@@ -28,7 +28,7 @@ from vlm_jax.training.loss_policy import LossGuard
 from vlm_jax.training.loss_watch import first_watch
 from vlm_jax.training.recipe import train
 from vlm_jax.training.state import create_state
-from vlm_jax.training.step import train_step
+from vlm_jax.training.step import pass_over, train_step
 from vlm_jax.training.workdir import build_processor
 
 PLAIN, ODD = "the duck swims on the pond and the duck sings", "☃ ☃ zq xk jv wq ☃ kz qx ☃ vj"
@@ -219,9 +219,9 @@ def test_limits_count_in_a_row_and_in_all(tmp_path):
 SKIP = LossPolicy(nonfinite="skip")
 
 
-def prepare(toy, table=(Rule(".*"),), **options):
-    """(state, step) of the toy model."""
-    config, layout = OptimizerConfig(table=table), build_layout(MeshConfig())
+def prepare(toy, table=(Rule(".*"),), optimizer=OptimizerConfig(), **options):
+    """(state, step) of the toy model, in a stage of 10 steps."""
+    config, layout = dataclasses.replace(optimizer, table=table), build_layout(MeshConfig())
     rules = assign_rules(config.table, toy.params())
     optimizer = build_optimizer(config, rules, 10)
     state = create_state(toy.params(), rules, optimizer, "float32", layout)
@@ -246,6 +246,21 @@ def test_a_spoilt_part_of_a_batch_is_enough_to_skip_it_all(toy, table, accumulat
     moved, metrics = step(after, good)
     assert float(metrics["skipped"]) == 0
     assert not np.array_equal(moved.params["head"]["kernel"], after.params["head"]["kernel"])
+
+
+@pytest.mark.parametrize("how", ["skipped", "passed over"])
+def test_the_schedule_goes_on_while_steps_are_skipped(toy, how):
+    """SGD moves by rate x gradient, so what a step moves by tells its rate."""
+    config = OptimizerConfig("sgd", schedule=Schedule(peak=1.0, shape="linear"), clip=0.0)
+    state, step = prepare(toy, policy=SKIP, optimizer=config)
+    good = toy.batch()
+    spoilt = dataclasses.replace(good, loss_weights=np.full_like(good.loss_weights, np.nan))
+    for _ in range(3):
+        state = step(state, spoilt)[0] if how == "skipped" else pass_over(state)
+    _, metrics = step(state, good)
+    rate = float(metrics["update_norm"]) / float(metrics["gradient_norm"])
+    assert rate == pytest.approx(float(metrics["learning_rate"]), rel=1e-5)
+    assert rate == pytest.approx(1 - 3 / 10, rel=1e-5)
 
 
 def test_mean_and_deviation_are_those_of_the_steps_then_forget_old_ones():

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import jax.numpy as jnp
 import optax
 from flax import traverse_util
+from jaxtyping import Array, Int
 
 from vlm_jax.errors import UserError
 from vlm_jax.optim.muon import Axes, dimension_numbers
@@ -105,6 +106,15 @@ def build_optimizer(
         _decay_and_rate(rules),
         optax.scale_by_schedule(rate),
     )
+
+
+def at_step(state: Any, step: Int[Array, ""]) -> Any:
+    """The optimiser's state with its schedule at this step of the stage: a step that is skipped uses up its rate."""
+    return optax.tree_utils.tree_set(state, _of_schedule, count=step)
+
+
+def _of_schedule(path: Any, value: Any) -> bool:
+    return getattr(path[-1], "tuple_name", "") == "ScaleByScheduleState"
 
 
 def _decay_and_rate(rules: Mapping[str, Rule]) -> optax.GradientTransformation:

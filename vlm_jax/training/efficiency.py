@@ -13,7 +13,7 @@ it is what the host is at:
     data        drawing batches                     checkpoint  saving
     compile     tracing and compiling               validation  validating
     start       from a process's start, or a stage's, to its first batch: loading, restoring
-    lost        steps that a restart did again, and the time in which no process ran
+    lost        steps that were skipped or that a restart did again, and the time in which no process ran
     other       everything else: lines of metrics, handing batches over
 """
 
@@ -88,6 +88,7 @@ class Meter:
         self._peak = peak
         self._clock, self._began = StepClock(), began
         self._acts: list[tuple[Part, float, float]] = []
+        self._drawn: Batch | None = None
         self._work, self._own_rows = Work(), 0
         before = (last_line or {}).get("spent", {})
         self._spent = {part: float(before.get(part, 0.0)) for part in PARTS}
@@ -108,6 +109,7 @@ class Meter:
         def measured(state: Any, batch: Batch) -> Any:
             start, before = time.monotonic(), compilations()
             state, metrics = step(state, batch)
+            self._add_drawn()
             now, after = time.monotonic(), compilations()
             compiled = after.compiled + after.loaded > before.compiled + before.loaded
             self._note("compile" if compiled else "other", start, now)
@@ -126,7 +128,7 @@ class Meter:
 
     def figures(self, interval: Interval) -> Mapping[str, Any]:
         """For `Recorder`: what the module's docstring lists. All processes must call it."""
-        self._account()
+        self._account(interval.skipped / max(1, interval.steps))
         work, self._work, own_rows, self._own_rows = self._work, Work(), self._own_rows, 0
         found = gather_json([dataclasses.astuple(work), own_rows])
         # Where processes hold the same rows, they count them more than once.
@@ -149,18 +151,21 @@ class Meter:
             self._starting = False
         self._acts.append((part, start, end))
 
-    def _add(self, batch: Batch) -> None:
-        self._work += work_of(self._config, batch)
-        self._own_rows += len(batch.segment_ids)
+    def _add_drawn(self) -> None:
+        """Counts the batch that was drawn last, now that a step was made of it."""
+        if self._drawn is not None:
+            self._work += work_of(self._config, self._drawn)
+            self._own_rows += len(self._drawn.segment_ids)
 
-    def _account(self) -> None:
-        """Shares out the time since the last line."""
+    def _account(self, skipped: float) -> None:
+        """Shares out the time since the last line, of whose steps this share was skipped."""
         now, busy = time.monotonic(), self._clock.take()
         idle: dict[Part, float] = dict.fromkeys(PARTS, 0.0)
         for part, start, end in self._acts:
             rest = (max(start, self._mark), end)  # a line may have been written in the middle of an act
             idle[part] += max(0.0, rest[1] - rest[0]) - overlap(rest, busy)
-        idle["step"] = sum(end - start for start, end in busy)
+        worked = sum(end - start for start, end in busy)
+        idle["step"], idle["lost"] = worked * (1 - skipped), worked * skipped
         idle["other"] += max(0.0, now - self._mark - sum(idle.values()))
         for part, seconds in idle.items():
             self._spent[part] += seconds
@@ -183,7 +188,7 @@ class _Measured:
     def __next__(self) -> tuple[Batch, BatchInfo]:
         start = time.monotonic()
         batch, info = next(self._batches)
-        self._meter._add(batch)
+        self._meter._drawn = batch
         self._meter._note("data", start, time.monotonic())
         return batch, info
 

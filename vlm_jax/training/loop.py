@@ -26,10 +26,10 @@ class Batches(Protocol):
         """
 
     def get_state(self) -> dict[str, Any]:
-        """The position after the last batch, of all processes together; they must all ask."""
+        """The position after the last batch, of all processes together; all must ask, process 0 is told."""
 
     def sum_up(self, info: BatchInfo) -> BatchInfo:
-        """The last batch's info with the counts of all processes; they must all ask."""
+        """The last batch's info, in process 0 with the counts of all processes; they must all ask."""
 
 
 @dataclasses.dataclass
@@ -45,11 +45,11 @@ class Event:
     """Empty if the step was passed over."""
     info: BatchInfo
     data_state: Callable[[], dict[str, Any]]
-    """The loader's position after this step's batch; valid until the hooks return. Every process must ask."""
+    """The loader's position after this step's batch, in process 0; valid until the hooks return. All must ask."""
     extras: dict[str, Any] = dataclasses.field(default_factory=dict)
     """What earlier hooks leave for later ones, such as "validation"."""
     sum_up: Callable[[BatchInfo], BatchInfo] = lambda info: info
-    """Makes the counts of this step's info those of all processes; every process must ask."""
+    """Makes the counts of this step's info those of all processes, in process 0; every process must ask."""
 
 
 Hook = Callable[[Event], None]
@@ -89,6 +89,7 @@ def run_stage(
     Raises:
         UserError: if the data are used up before the last step.
     """
+    compiled = False
     with jax.transfer_guard("disallow"):
         for number in range(first + 1, last + 1):
             begin(f"drawing the batch of step {number}", False)
@@ -99,8 +100,12 @@ def run_stage(
                     f"the data are used up after {number - 1} of {last} steps: raise max_epochs in its mixture, "
                     "or lower its steps"
                 ) from None
-            begin(f"step {number}", number == first + 1)  # the first one compiles
-            state, metrics = (pass_over(state), {}) if number in left_out else step(state, put_batch(batch, layout))
+            begin(f"step {number}", not compiled)
+            if number in left_out:
+                state, metrics = pass_over(state), {}
+            else:
+                state, metrics = step(state, put_batch(batch, layout))
+                compiled = True
             event = Event(number, number == last, state, metrics, info, batches.get_state, sum_up=batches.sum_up)
             for hook in hooks:
                 begin(f"{_name(hook)} after step {number}", getattr(hook, "long", False))

@@ -123,7 +123,8 @@ class LossGuard:
                 path.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
         return RunError(
             f"stage {self._stage}, step {event['step']}: {_told(event)}; the batch's examples are listed in {path}; "
-            "look at them or lower the learning rate, then run again"
+            "look at them; then run again, with another loss-policy, or with a lower learning rate and "
+            "--allow-config-change"
         )
 
     def _check_limits(self, step: int) -> None:
@@ -136,8 +137,8 @@ class LossGuard:
             if count > most:
                 raise RunError(
                     f"stage {self._stage}: {count} steps{how} were at fault, the last of them step {step}, and "
-                    f"loss-policy.{field} is {most}; look at the examples listed in {self._path}, or lower the "
-                    "learning rate"
+                    f"loss-policy.{field} is {most}; look at the examples listed in {self._path}; then raise it, or "
+                    "lower the learning rate with --allow-config-change"
                 )
 
     def figures(self, step: int) -> dict[str, int]:

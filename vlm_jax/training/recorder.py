@@ -29,6 +29,8 @@ class Interval:
     """Metrics of the step, added up over the steps."""
     event: Event
     """Of the last of them."""
+    skipped: int = 0
+    """How many of the steps changed nothing."""
 
 
 Figures = Callable[[Interval], Mapping[str, Any]]
@@ -138,7 +140,7 @@ class Recorder:
             "seconds": round(self._seconds, 3),
             **event.extras,
         }
-        interval = Interval(len(self._settled), elapsed, sums, event)
+        interval = Interval(len(self._settled), elapsed, sums, event, self._skipped)
         for figures in self._figures:
             line |= figures(interval)
         self._settled.clear()

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, PyTree
 
 from vlm_jax.batch import Batch
 from vlm_jax.config import LossPolicy
-from vlm_jax.optim import merge
+from vlm_jax.optim import at_step, merge
 from vlm_jax.training.loss_watch import choose, judge
 from vlm_jax.training.state import TrainState
 
@@ -61,7 +61,7 @@ def train_step(
         gradient, sums = gradient_and_sums(batch)
     else:
         gradient, sums = _add_up(gradient_and_sums, split_rows(batch, accumulation))
-    updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.trained)
+    updates, optimizer_state = optimizer.update(gradient, at_step(state.optimizer, state.step), state.trained)
     trained = optax.apply_updates(state.trained, updates)
     metrics = {
         **sums,

@@ -14,7 +14,7 @@ from data_pipelines.tokenizers import train_sentencepiece, with_image_token
 from vlm_jax.checkpoints.reference import load_reference_processor
 from vlm_jax.config import OWN_STARTS, Experiment
 from vlm_jax.convert.processors import chat_template_for
-from vlm_jax.errors import UserError
+from vlm_jax.errors import UserError, shown
 from vlm_jax.parallel.processes import first_does, gather_json
 from vlm_jax.serialise import differences, to_json, to_plain
 
@@ -30,6 +30,7 @@ HARMLESS = (
     "mesh",
     "feature_cache",
     "watchdog_seconds",
+    "loss_policy",
 )
 """Fields of an experiment that may differ when a run is resumed."""
 
@@ -91,7 +92,7 @@ def _compare(path: epath.Path, begun: bytes, experiment: Experiment, allow: bool
     changed = {field: pair for field, pair in _changes(old, new).items() if not _harmless(field, new, begun_stages)}
     if not changed:
         return
-    listed = "; ".join(f"{field}: {_short(a)} -> {_short(b)}" for field, (a, b) in changed.items())
+    listed = "; ".join(f"{field}: {shown(a)} -> {shown(b)}" for field, (a, b) in changed.items())
     if allow:
         log.warning("the config differs from the one this workdir was begun with: %s", listed)
         return
@@ -99,11 +100,6 @@ def _compare(path: epath.Path, begun: bytes, experiment: Experiment, allow: bool
         f"--workdir {path} was begun with another config ({listed}); use another --workdir, undo the change, or add "
         "--allow-config-change"
     )
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _has_steps(stage: epath.Path) -> bool:
