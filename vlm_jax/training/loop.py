@@ -101,8 +101,9 @@ def run_stage(
                     "or lower its steps"
                 ) from None
             begin(f"step {number}", not compiled)
+            metrics: Metrics = {}
             if number in left_out:
-                state, metrics = pass_over(state), {}
+                state = pass_over(state)
             else:
                 state, metrics = step(state, put_batch(batch, layout))
                 compiled = True
