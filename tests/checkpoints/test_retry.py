@@ -131,6 +131,9 @@ def test_real_errors_of_full_disks_and_lost_connections_may_pass():
         socket.create_connection(("127.0.0.1", port))
     assert passing(full.value) == "the disk is full"
     assert passing(refused.value) == "it cannot be reached"
+    with pytest.raises(jax.errors.JaxRuntimeError, match="RESOURCE_EXHAUSTED") as too_much:
+        jax.numpy.zeros(2**52, "uint8")
+    assert not passing(too_much.value)
     wrapped = ValueError("a save failed")
     wrapped.__cause__ = full.value
     assert passing(wrapped) == "the disk is full"

@@ -78,6 +78,20 @@ def test_a_stage_of_which_nothing_is_whole_begins_anew_from_the_one_before(exper
     assert end(run) == end(undisturbed)
     assert lines(run) == lines(undisturbed)
     assert "stage second begins anew" in caplog.text
+    reasons = [record.getMessage() for record in caplog.records if "begins anew" in record.getMessage()]
+    assert len(reasons) == 2
+    for step, reason in zip(("4", "2"), reasons, strict=True):
+        assert f"{run / 'checkpoints' / 'second' / step}: damaged" in reason
+        assert f"{step}.damaged" in reason
+
+
+def test_a_stage_is_left_alone_if_the_one_before_cannot_be_used(experiment, run):
+    harm(*(run / "checkpoints" / "second" / step for step in ("2", "4")))
+    harm(*(run / "checkpoints" / "first" / step for step in ("4", "6")))
+    with pytest.raises(UserError, match=f"{run / 'checkpoints' / 'first' / '6'}: damaged checkpoint"):
+        train(experiment, run)
+    assert steps(run, "second") == ["2", "4"]
+    assert steps(run, "first") == ["4", "6"]
 
 
 def test_a_run_of_which_nothing_is_whole_ends_with_one_line_and_is_left_alone(run, capsys):
@@ -93,6 +107,9 @@ def test_a_run_of_which_nothing_is_whole_ends_with_one_line_and_is_left_alone(ru
 def test_a_checkpoint_of_another_model_is_no_damage(experiment, run):
     decoder = dataclasses.replace(experiment.model.decoder, width=24)
     wider = dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, decoder=decoder))
-    with pytest.raises(UserError, match="a checkpoint of another model"):
-        train(wider, run, allow_config_change=True)
-    assert steps(run, "second") == ["2", "4"]
+    precision = dataclasses.replace(experiment.model.precision, parameters="bfloat16")
+    narrower = dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, precision=precision))
+    for other in (wider, narrower):
+        with pytest.raises(UserError, match="a checkpoint of another model"):
+            train(other, run, allow_config_change=True)
+        assert steps(run, "second") == ["2", "4"]

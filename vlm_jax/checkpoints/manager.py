@@ -77,6 +77,7 @@ class CheckpointManager:
             alive: called again and again while it is tried.
         """
         self._retry_seconds, self._alive, self._refused = retry_seconds, alive, False
+        self._bad: dict[int, DamagedError] = {}
         self.directory = epath.Path(directory).resolve()
         policies: list[Any] = [ocp.checkpoint_managers.LatestN(keep_last)]
         if keep_every:
@@ -244,7 +245,7 @@ class CheckpointManager:
         """
         self._manager.reload()
         steps: list[int] = of_first(sorted(self._manager.all_steps()))
-        bad: dict[int, DamagedError] = {}
+        self._bad = bad = dict[int, DamagedError]()
         for step in reversed(steps):
             try:
                 snapshot = self.restore(step, params, optimizer)
@@ -258,14 +259,13 @@ class CheckpointManager:
             raise bad[steps[-1]]
         return None
 
-    def set_aside_all(self, error: DamagedError, instead: str) -> None:
+    def set_aside_all(self, instead: str) -> None:
         """Renames every step, after `restore_newest` found that all are damaged.
 
         Args:
-            error: that it raised.
             instead: what is used in their place.
         """
-        for step in list(self._manager.all_steps()):
+        for step, error in self._bad.items():
             self._set_aside(step, error, instead)
 
     def _set_aside(self, step: int, error: DamagedError, instead: str) -> None:

@@ -101,13 +101,23 @@ def train(
     log.info("done: %d stages, %d steps", len(experiment.stages), experiment.total_steps())
 
 
-def train_stage(run: Run, index: int, stage: Stage, previous: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+def train_stage(
+    run: Run, index: int, stage: Stage, previous: Mapping[str, Any] | None, again: bool = False
+) -> Mapping[str, Any] | None:
     """Runs one stage, or what is left of it.
+
+    Args:
+        run: what all stages share.
+        index: of the stage.
+        stage: what to run.
+        previous: the parameters at the end of the stage before, if they are at hand.
+        again: its end is wanted once more, though later stages have begun.
 
     Returns:
         The parameters at its end; None if a later stage has begun already, which then restores its own.
     """
-    if any(newest_step(checkpoint_directory(run, later)) is not None for later in run.experiment.stages[index + 1 :]):
+    later = [checkpoint_directory(run, other) for other in run.experiment.stages[index + 1 :]]
+    if not again and any(newest_step(directory) is not None for directory in later):
         log.info("stage %s: done, and a later stage has begun", stage.name)
         return None
     checkpoints, directory = run.experiment.checkpoints, checkpoint_directory(run, stage)
@@ -139,19 +149,19 @@ def where_to_begin(
 ) -> tuple[TrainState, int, dict[str, Any] | None]:
     """The state from which a stage goes on, its steps done, and the loader's position; None = that of a new one.
 
-    If all that the stage saved is damaged, it begins anew from the end of the stage before.
+    If all that the stage saved is damaged, it begins anew from the end of the stage before, once that is at hand.
 
     Raises:
-        DamagedError: if there is no stage before.
+        DamagedError: if there is no stage before, or that cannot be used either; nothing is renamed then.
     """
     stage, stages = program.stage, run.experiment.stages
     try:
         restored = restore_state(manager, program)
-    except DamagedError as error:
+    except DamagedError:
         if not index or newest_step(checkpoint_directory(run, stages[index - 1])) is None:
             raise
-        manager.set_aside_all(error, f"stage {stage.name} begins anew")
-        restored, previous = None, train_stage(run, index - 1, stages[index - 1], None)
+        restored, previous = None, train_stage(run, index - 1, stages[index - 1], None, again=True)
+        manager.set_aside_all(f"stage {stage.name} begins anew")
     if restored is not None:
         log.info("stage %s: resumed after step %d of %d", stage.name, restored[1], stage.steps)
         return restored
