@@ -50,6 +50,12 @@ def test_pictures_are_counted_apart() -> None:
     assert host.batches == 4 * (host.picture_bytes + host.token_bytes)
 
 
+def test_hosts_that_read_the_same_rows_decode_the_same_pictures() -> None:
+    host, _, _ = needs(load_experiment(MU), 0, "v5e:2x4", data=1, fsdp=1, sequence=4, tensor=2)
+    assert host.pictures == 4 * 2
+    assert host.picture_bytes == host.pictures * math.prod((32, 32, 3))
+
+
 def test_more_than_the_machine_has_does_not_fit(tiny: str) -> None:
     host, _, _ = needs(load_experiment(tiny), 0, "v5e:2x2", data=4)
     assert host.fits

@@ -82,7 +82,7 @@ def host_needs(topology: Topology, stage: Stage, state: PyTree, batch: Batch, of
         offloaded=offloaded * topology.chips_of_a_host,
         picture_bytes=pictures,
         token_bytes=tokens,
-        pictures=0 if batch.images is None else stage.data.rows * stage.data.images // topology.hosts,
+        pictures=sum(pictures // math.prod(slots.shape[2:]) for slots in images),
     )
 
 
