@@ -4,6 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from vlm_jax.rehearsal.calibration_table import calibration_of
+from vlm_jax.rehearsal.stage import StageReport
+from vlm_jax.rehearsal.topology import parse_topology
+
 TINY = """
 from data_pipelines.kinds import TextOnly
 from data_pipelines.mixture import DataConfig, MixtureEntry
@@ -28,6 +32,27 @@ def experiment():
         mesh=MeshConfig(data=1, fsdp=-1),
     )
 """
+
+
+@pytest.fixture(scope="session")
+def too_large() -> StageReport:
+    """Of a stage that needs twice what a v5e has."""
+    topology = parse_topology("v5e:2x2")
+    return StageReport(
+        name="text",
+        topology=topology,
+        mesh={"data": 1, "fsdp": 4},
+        params=1,
+        trained_params=1,
+        tokens=1,
+        model_flops=1.0,
+        compile_seconds=0.0,
+        argument_bytes=1,
+        peak_bytes=2 * topology.chip.hbm_bytes,
+        fits=False,
+        tensors=(),
+        calibration=calibration_of(topology.chip),
+    )
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,7 @@
 """The published runs, and what calibrated figures make of them."""
 
+import dataclasses
+
 import jax
 import pytest
 
@@ -7,9 +9,11 @@ from vlm_jax.models.abstract import boxed_params
 from vlm_jax.models.flops import stage_flops
 from vlm_jax.models.vlm import VLM
 from vlm_jax.parallel import without_axes
-from vlm_jax.rehearsal.calibration import RUNS
+from vlm_jax.rehearsal.calibration import RUNS, calibration_json
 from vlm_jax.rehearsal.calibration_table import CALIBRATIONS, Calibration, calibration_of
 from vlm_jax.rehearsal.chips import CHIPS
+from vlm_jax.rehearsal.report import remarks, stage_json
+from vlm_jax.rehearsal.stage import StageReport
 from vlm_jax.rehearsal.topology import parse_topology
 
 
@@ -43,6 +47,21 @@ def test_every_generation_has_a_calibration_by_a_published_run() -> None:
         assert parse_topology(run.topology).chip.torus_axes == chip.torus_axes
         assert 1.0 <= calibration.slowdown < 2.5, "a real step is slower than its roofline, though not by much"
     assert {RUNS[calibration.run].topology.split(":")[0] for calibration in CALIBRATIONS.values()} == set(CALIBRATIONS)
+
+
+def test_the_json_of_a_calibration_has_what_was_measured_beside_what_is_predicted(too_large: StageReport) -> None:
+    run = RUNS["llama3.1-8b-v6e"]
+    told = calibration_json(run, too_large)
+    assert told["measured_seconds"] == run.seconds
+    assert told["measured_mfu"] == too_large.mfu(run.seconds)
+    assert told["fits"] is False
+
+
+def test_a_report_says_where_its_factor_is_borrowed(too_large: StageReport) -> None:
+    assert "borrowed from v6e" in " ".join(remarks([too_large]))
+    assert stage_json(too_large)["calibration"]["generation"] == "v6e"
+    at_home = dataclasses.replace(too_large, topology=parse_topology("v6e:2x2"))
+    assert "borrowed" not in " ".join(remarks([at_home]))
 
 
 def test_the_slowdown_is_what_was_measured_over_what_was_predicted() -> None:

@@ -84,7 +84,7 @@ def test_a_kernel_that_holds_more_than_a_core_has_at_all(tmp_path: Path) -> None
     """In the compiler's words: it takes most of a minute to find them."""
     message = (
         "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space vmem. Used 256.00M of "
-        "128.00M vmem. Exceeded vmem capacity by 128.00M.\n\n  Largest program allocations in vmem:\n\n  1. Size: 128.00M"
+        "128.00M vmem. Exceeded vmem capacity by 128.00M.\n\n  Largest program allocations in vmem:\n\n  1. Size: 128M"
         '\n     Operator: op_name="jit(f)/doubled/pallas_call"\n     XLA label: doubled.1 = custom-call(a.1)'
     )
     error = explained(message, tmp_path, 1.0)

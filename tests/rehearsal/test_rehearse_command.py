@@ -1,6 +1,7 @@
 """`vlm rehearse` as a user calls it: the real compiler, for chips that are not there."""
 
 import json
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +9,13 @@ from pathlib import Path
 import pytest
 
 from vlm_jax import cli
+from vlm_jax.cli import build_parser
+from vlm_jax.commands import rehearse as command
+from vlm_jax.config import load_experiment
+from vlm_jax.overrides import apply_overrides
+from vlm_jax.rehearsal.stage import layout_on
+from vlm_jax.rehearsal.topology import parse_topology
+from vlm_jax.training.divisibility import check_layout
 
 ROOT = Path(__file__).resolve().parents[2]
 MU = str(ROOT / "experiments" / "mu.py")
@@ -119,6 +127,32 @@ def test_a_host_that_has_too_little_memory_is_named(rehearse: Rehearse, tiny: st
     assert "of 192 GB" in said
 
 
+def examples() -> list[str]:
+    """Every `vlm rehearse EXPERIMENT …` that help, docs or an experiment shows."""
+    files = [
+        ROOT / "README.md",
+        *(ROOT / "docs").glob("*.md"),
+        *(ROOT / "experiments").glob("*.py"),
+        Path(command.__file__),
+    ]
+    lines = [line for file in files for line in file.read_text(encoding="utf-8").splitlines()]
+    found = [re.match(r'\s*(?:"""\w.*: )?(vlm rehearse experiments/[^`#"]+)', line) for line in lines]
+    return sorted({match[1].strip() for match in found if match})
+
+
+def test_there_are_examples() -> None:
+    assert len(examples()) >= 8
+
+
+@pytest.mark.parametrize("example", examples())
+def test_what_help_and_docs_show_divides_over_its_slice(example: str) -> None:
+    arguments, overrides = build_parser().parse_known_args(example.split()[1:])
+    topology = parse_topology(arguments.topology, arguments.slices)
+    experiment = apply_overrides(load_experiment(str(ROOT / arguments.experiment)), overrides)
+    assert arguments.stage in (None, *(stage.name for stage in experiment.stages))
+    check_layout(experiment, layout_on(experiment, topology))
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -132,6 +166,15 @@ def test_a_host_that_has_too_little_memory_is_named(rehearse: Rehearse, tiny: st
         ((MU, "--topology", "v5e:2x2", "--slices", "0"), "--slices is 0"),
         (("nowhere.py", "--topology", "v5e:2x2"), "nowhere.py"),
         ((MU, "--topology", "v5e:2x2", "--mesh.tpus", "3"), "mesh.tpus"),
+        (
+            (MU, "--topology", "v5e:2x2", "--json", "/nowhere/x.json"),
+            "--json /nowhere/x.json: there is no such directory",
+        ),
+        ((MU, "--topology", "v5e:2x2", "--json", "/"), "--json / is a directory"),
+        ((MU, "--topology", "v5e:2x2", "--search", "--details"), "--details shows one layout, --search tries many"),
+        ((MU, "--topology", "v5e:2x2", "--calibrate"), "leave EXPERIMENT, --topology out"),
+        (("--calibrate", "--search", "--details", "--slices", "2"), "--details shows one layout"),
+        (("--calibrate", "--search", "--slices", "2"), "leave --slices, --search out"),
     ],
 )
 def test_bad_input_is_refused_in_one_line_and_at_once(

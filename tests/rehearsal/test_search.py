@@ -1,8 +1,10 @@
 """The search: which choices there are, what is compiled next, what is recommended."""
 
+import dataclasses
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,7 +13,9 @@ from vlm_jax.config import Experiment, load_experiment
 from vlm_jax.errors import UserError
 from vlm_jax.overrides import apply_overrides
 from vlm_jax.rehearsal.estimate import Estimate, factorisations
-from vlm_jax.rehearsal.search import Budget, Candidate, Choice, choices, next_choice, rank
+from vlm_jax.rehearsal.program import ProgramCosts
+from vlm_jax.rehearsal.search import Budget, Candidate, Choice, Found, choices, common_layout, next_choice, rank
+from vlm_jax.rehearsal.stage import StageReport
 from vlm_jax.rehearsal.topology import parse_topology
 
 
@@ -39,7 +43,7 @@ def test_every_choice_divides_rows_positions_heads_and_slices(experiment: Experi
 
 
 def test_a_choice_applied_is_what_its_overrides_say(experiment: Experiment) -> None:
-    choice = Choice({"data": 1, "fsdp": 2, "sequence": 1, "tensor": 2}, "full", 2, "auto")
+    choice = Choice({"data": 1, "fsdp": 2, "sequence": 1, "tensor": 2}, "full", 2)
     assert apply_overrides(experiment, choice.overrides(0).split()) == choice.applied(experiment, 0)
 
 
@@ -49,7 +53,7 @@ def test_what_needs_more_memory_is_expected_to(experiment: Experiment) -> None:
 
     def of(fsdp: int, remat: str, accumulation: int = 1) -> Estimate:
         mesh = {"data": 4 // fsdp, "fsdp": fsdp, "sequence": 1, "tensor": 1}
-        return expected[str(Choice(mesh, remat, accumulation, "auto"))]
+        return expected[str(Choice(mesh, remat, accumulation))]
 
     assert of(4, "full").memory < of(4, "save_qkv").memory < of(4, "none").memory
     assert of(4, "full").memory < of(1, "full").memory
@@ -57,17 +61,41 @@ def test_what_needs_more_memory_is_expected_to(experiment: Experiment) -> None:
     assert of(4, "full").seconds > of(4, "none").seconds
 
 
-def test_meshes_are_explored_first_and_what_is_larger_than_what_did_not_fit_is_left_out() -> None:
+def test_meshes_are_explored_first_and_what_is_larger_than_what_did_not_fit_is_left_out(
+    too_large: StageReport,
+) -> None:
     def ranked(mesh: int, memory: float, seconds: float) -> tuple[Choice, Estimate]:
-        return Choice({"fsdp": mesh}, f"policy {memory}", 1, "auto"), Estimate(memory, seconds)
+        return Choice({"fsdp": mesh}, f"policy {memory}", 1), Estimate(memory, seconds)
 
     a, b, c, d = ranked(1, 8.0, 1.0), ranked(1, 9.0, 2.0), ranked(1, 4.0, 3.0), ranked(2, 6.0, 4.0)
     all_of_them = [a, b, c, d]
     assert next_choice(all_of_them, [], explore=True) == a
-    failed = Candidate(*a, None, "too large")
+    failed = Candidate(*a, too_large)
     assert next_choice(all_of_them, [failed], explore=True) == d, "another mesh"
     assert next_choice([a, b, c], [failed], explore=True) == c, "of the same mesh only what is smaller"
     assert next_choice([a, b], [failed], explore=False) is None
+    refused = Candidate(*a, None, "a kernel's blocks are too large")
+    assert next_choice([a, b], [refused], explore=False) == b, "which says nothing of the mesh's memory"
+
+
+def test_stages_share_a_mesh_so_that_the_one_that_lasts_longest_decides(
+    experiment: Experiment, too_large: StageReport
+) -> None:
+    nothing: dict[str, Any] = {field.name: 0.0 for field in dataclasses.fields(ProgramCosts)}
+    nothing |= {"traffic": (), "largest": (), "unknown_calls": {}, "unknown_loops": ()}
+    long = dataclasses.replace(experiment.stages[0], name="long", steps=3600)
+    two = dataclasses.replace(experiment, stages=(*experiment.stages, long))
+
+    def found(index: int, seconds: float) -> Found:
+        costs = ProgramCosts(**{**nothing, "scheduled": seconds})
+        report = dataclasses.replace(too_large, fits=True, peak_bytes=0, programs={"step": costs})
+        return Found(index, 1, (Candidate(Choice({"fsdp": 4}, "full", 1), Estimate(1.0, 1.0), report),))
+
+    said = common_layout(two, {"text": found(0, 9.0), "long": found(1, 1.0)})
+    assert "the same in all stages" in said
+    assert f"those of long, which lasts longest ({too_large.calibration.slowdown:.1f} h, calibrated)" in said
+    assert common_layout(two, {"text": found(0, 9.0)}) == ""
+    assert "Take those" not in common_layout(two, {"text": Found(0, 1, ()), "long": Found(1, 1, ())})
 
 
 def test_a_search_stays_in_its_budget_and_recommends_overrides_that_fit(

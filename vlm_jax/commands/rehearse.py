@@ -16,7 +16,7 @@ If a stage does not fit, it names the largest tensors and exits with 2.
 
   vlm rehearse experiments/mu.py --topology v5e:2x2
   vlm rehearse experiments/pod_8b.py --topology v5p:4x4x4 --stage pretrain --json rehearsal.json
-  vlm rehearse experiments/pod_8b.py --topology v5e:16x16 --slices 2 --mesh.data 2 --mesh.fsdp 256
+  vlm rehearse experiments/pod_8b.py --topology v5e:8x16 --slices 2 --model.decoder.remat save_qkv
   vlm rehearse experiments/pod_8b.py --topology v6e:16x16 --stage pretrain --search --budget-compiles 12"""
 
 
@@ -36,12 +36,15 @@ def add_parser(subparsers: Any) -> None:
         "--details", action="store_true", help="also list the largest tensors and the slowest operations"
     )
     parser.add_argument(
-        "--quick", action="store_true", help="end the compiler before it generates code, which changes no figure"
+        "--quick",
+        action="store_true",
+        help="end the compiler before it generates code: much faster; the code's size is missing in the peak, and a "
+        "kernel that needs too much fast memory stays unfound",
     )
     parser.add_argument(
         "--search",
         action="store_true",
-        help="try meshes, recomputation, accumulation and kernels; recommend the fastest",
+        help="try meshes, recomputation and accumulation; recommend the fastest",
     )
     parser.add_argument(
         "--budget-compiles", type=int, default=12, metavar="N", help="--search compiles at most so many"
@@ -57,6 +60,11 @@ def add_parser(subparsers: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Rehearses and prints; UserError if a stage does not fit."""
+    _refuse_what_would_be_ignored(arguments)
+    if arguments.json and not Path(arguments.json).absolute().parent.is_dir():
+        raise UserError(f"--json {arguments.json}: there is no such directory; make it first, or name another file")
+    if arguments.json and Path(arguments.json).is_dir():
+        raise UserError(f"--json {arguments.json} is a directory; name a file")
     if arguments.calibrate:
         return _calibrate(arguments)
     if not arguments.experiment:
@@ -94,6 +102,23 @@ def run(arguments: argparse.Namespace) -> None:
     return None
 
 
+def _refuse_what_would_be_ignored(arguments: argparse.Namespace) -> None:
+    if arguments.search and arguments.details:
+        raise UserError("--details shows one layout, --search tries many; leave one out (--json has all figures)")
+    if not arguments.calibrate:
+        return
+    given = {
+        "EXPERIMENT": arguments.experiment,
+        "--topology": arguments.topology,
+        "--slices": arguments.slices != 1,
+        "--search": arguments.search,
+        "--details": arguments.details,
+        "an override": arguments.overrides or arguments.list_overrides,
+    }
+    if ignored := [name for name, value in given.items() if value]:
+        raise UserError(f"--calibrate rehearses published runs as they were; leave {', '.join(ignored)} out")
+
+
 def _stages(experiment: Any, name: str | None) -> list[int]:
     names = [stage.name for stage in experiment.stages]
     if name is None:
@@ -104,7 +129,7 @@ def _stages(experiment: Any, name: str | None) -> list[int]:
 
 
 def _search(arguments: argparse.Namespace, experiment: Any, topology: Any, chosen: list[int]) -> None:
-    from vlm_jax.rehearsal.search import Budget, candidate_table, recommendation, search_stage, to_json
+    from vlm_jax.rehearsal.search import Budget, candidate_table, common_layout, recommendation, search_stage, to_json
 
     found = {}
     console = table_console()
@@ -116,6 +141,8 @@ def _search(arguments: argparse.Namespace, experiment: Any, topology: Any, chose
         found[name] = tried
         console.print(candidate_table(name, topology, tried))
         console.print(recommendation(tried), soft_wrap=True, markup=False)
+    if line := common_layout(experiment, found):
+        console.print(line, soft_wrap=True, markup=False)
     if arguments.json:
         _write(arguments.json, to_json(experiment.name, topology, found))
     if not any(candidate.fits for tried in found.values() for candidate in tried.compiled):
@@ -123,18 +150,21 @@ def _search(arguments: argparse.Namespace, experiment: Any, topology: Any, chose
 
 
 def _calibrate(arguments: argparse.Namespace) -> None:
-    from vlm_jax.rehearsal.calibration import RUNS, calibration_lines, rehearse_run
+    from vlm_jax.rehearsal.calibration import RUNS, calibration_json, calibration_lines, rehearse_run
     from vlm_jax.rehearsal.topology import use_absent_tpus
 
     use_absent_tpus()
     names = list(RUNS) if not arguments.stage else [arguments.stage]
     if unknown := [name for name in names if name not in RUNS]:
         raise UserError(f"--calibrate: there is no published run '{unknown[0]}'; there are {', '.join(RUNS)}")
+    reports = {}
     for name in names:
         with _watching() as watch:
-            report = rehearse_run(RUNS[name], watch=watch)
-        for line in calibration_lines(RUNS[name], report):
+            reports[name] = rehearse_run(RUNS[name], watch=watch)
+        for line in calibration_lines(RUNS[name], reports[name]):
             print(line)
+    if arguments.json:
+        _write(arguments.json, {name: calibration_json(RUNS[name], report) for name, report in reports.items()})
 
 
 @contextlib.contextmanager

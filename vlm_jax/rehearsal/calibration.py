@@ -5,6 +5,7 @@ Step times are compared, not percentages: in the publications' utilisation atten
 """
 
 import dataclasses
+from typing import Any
 
 from data_pipelines.kinds import TextOnly
 from data_pipelines.mixture import DataConfig, MixtureEntry
@@ -17,7 +18,7 @@ from vlm_jax.models.presets import llama3_8b, llama3_70b
 from vlm_jax.models.vlm import VLMConfig
 from vlm_jax.optim import OptimizerConfig, Schedule
 from vlm_jax.parallel import MeshConfig
-from vlm_jax.rehearsal.report import versions
+from vlm_jax.rehearsal.report import stage_json, versions
 from vlm_jax.rehearsal.stage import StageReport, Watch, no_watch, rehearse_stage
 from vlm_jax.rehearsal.topology import parse_topology
 
@@ -109,6 +110,12 @@ RUNS = {
 def rehearse_run(run: PublishedRun, *, watch: Watch = no_watch) -> StageReport:
     """Compiles its shape, up to the schedule, and predicts it."""
     return rehearse_stage(run.experiment, 0, parse_topology(run.topology), quick=True, watch=watch)
+
+
+def calibration_json(run: PublishedRun, report: StageReport) -> dict[str, Any]:
+    """The same for programs: what was measured, and all that is predicted."""
+    measured = {"measured_seconds": run.seconds, "measured_mfu": report.mfu(run.seconds)}
+    return {**measured, "published_mfu": run.utilisation, "topology": run.topology, **stage_json(report)}
 
 
 def calibration_lines(run: PublishedRun, report: StageReport) -> list[str]:

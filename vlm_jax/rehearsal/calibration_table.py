@@ -38,3 +38,8 @@ _NEAREST = {"v4": "v5p", "v5p": "v5p", "v5e": "v6e", "v6e": "v6e"}
 def calibration_of(chip: Chip) -> Calibration:
     """The calibration that holds for a generation, or for the one nearest to it."""
     return CALIBRATIONS[_NEAREST[chip.name]]
+
+
+def calibrated_by(chip: Chip) -> str:
+    """The generation of that calibration's run."""
+    return _NEAREST[chip.name]

@@ -1,7 +1,7 @@
 """Compiling as far as is needed: the compiler works in another process, which is ended once memory and schedule stand.
 
-Generating code takes most of the compiler's time, minutes for a large step, and nothing that is counted depends on it.
-What only that would find, such as a kernel that needs more fast memory than there is, stays unfound.
+Generating code takes most of the compiler's time, minutes for a large step. Without it two things are missing: the size
+of the code in the peak, some megabytes, and what only that finds, such as a kernel that needs too much fast memory.
 """
 
 import json

@@ -6,6 +6,7 @@ from typing import Any
 
 from rich.table import Table
 
+from vlm_jax.rehearsal.calibration_table import calibrated_by
 from vlm_jax.rehearsal.memory import short_source
 from vlm_jax.rehearsal.program import Operation, Traffic
 from vlm_jax.rehearsal.stage import StageReport
@@ -51,7 +52,11 @@ def stage_json(stage: StageReport) -> dict[str, Any]:
         "step_seconds_scheduled": stage.scheduled if there else None,
         "step_seconds_calibrated": stage.calibrated if there else None,
         "mfu_scheduled": stage.mfu(stage.scheduled) if there else None,
-        "calibration": {"run": stage.calibration.run, "slowdown": stage.calibration.slowdown},
+        "calibration": {
+            "run": stage.calibration.run,
+            "generation": calibrated_by(stage.topology.chip),
+            "slowdown": stage.calibration.slowdown,
+        },
         "seconds": {name: _total(stage, name) for name in ("compute", "hbm", "ici", "dcn", "host")},
         "collectives": [_traffic_json(line) for line in _traffic(stage)],
         "host": _host_json(stage),
@@ -80,14 +85,17 @@ def terminal_table(experiment: str, topology: Topology, stages: Sequence[StageRe
 
 def remarks(stages: Sequence[StageReport]) -> list[str]:
     """What the table is, and what to know of this one."""
-    calibration = stages[0].calibration
+    calibration, chip = stages[0].calibration, stages[0].topology.chip
+    lender = calibrated_by(chip)
+    borrowed = "" if lender == chip.name else f", borrowed from {lender}: no published run of {chip.name} is compared"
     lines = [
         "All of this is predicted: nothing ran on a TPU. Memory, FLOPs and bytes are read from the programs that the "
         f"TPU compiler ({versions()['libtpu']}) made; times follow from published speeds of chip and wires "
         "(vlm_jax/rehearsal/chips.py).",
         "overlapped = everything runs at once, serial = nothing does, scheduled = as the compiler ordered it. "
         f"Calibrated = scheduled x {calibration.slowdown:.2f}, which is what {calibration.run} took as published "
-        f"({calibration.measured_seconds:.2f} s) over what is predicted of it ({calibration.predicted_seconds:.2f} s).",
+        f"({calibration.measured_seconds:.2f} s) over what is predicted of it ({calibration.predicted_seconds:.2f} s)"
+        f"{borrowed}.",
     ]
     unknown = sorted({name for stage in stages for costs in stage.programs.values() for name in costs.unknown_calls})
     if unknown:

@@ -1,4 +1,4 @@
-"""Which mesh, recomputation, accumulation and kernel are fastest at a given global batch: guess, compile, compare."""
+"""Which mesh, recomputation and accumulation are fastest at a given global batch: guess, compile, compare."""
 
 import dataclasses
 import itertools
@@ -48,11 +48,10 @@ class Choice:
     mesh: Mapping[str, int]
     remat: str
     accumulation: int
-    kernel: str
 
     def applied(self, experiment: Experiment, index: int) -> Experiment:
         """The experiment with it."""
-        varied: dict[str, Any] = {"remat": self.remat, "attention_kernel": self.kernel}
+        varied: dict[str, Any] = {"remat": self.remat}
         sizes: dict[str, Any] = dict(self.mesh)
         decoder = dataclasses.replace(experiment.model.decoder, **varied)
         stages = list(experiment.stages)
@@ -67,14 +66,11 @@ class Choice:
     def overrides(self, index: int) -> str:
         """As arguments of `vlm train`."""
         axes = " ".join(f"--mesh.{axis} {size}" for axis, size in self.mesh.items())
-        return (
-            f"{axes} --model.decoder.remat {self.remat} --model.decoder.attention-kernel {self.kernel} "
-            f"--stages.{index}.accumulation {self.accumulation}"
-        )
+        return f"{axes} --model.decoder.remat {self.remat} --stages.{index}.accumulation {self.accumulation}"
 
     def __str__(self) -> str:
         axes = " x ".join(f"{axis} {size}" for axis, size in self.mesh.items() if size > 1) or "1 chip"
-        return f"{axes}, remat {self.remat}, accumulation {self.accumulation}, {self.kernel}"
+        return f"{axes}, remat {self.remat}, accumulation {self.accumulation}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,7 +174,7 @@ def next_choice(
     too_large = {
         str(candidate.choice.mesh): candidate.expected.memory
         for candidate in sorted(tried, key=lambda candidate: -candidate.expected.memory)
-        if not candidate.fits
+        if candidate.report is not None and not candidate.fits
     }
     left = [
         (choice, expected)
@@ -240,7 +236,7 @@ def choices(experiment: Experiment, index: int, topology: Topology) -> Iterator[
         if stage.data.rows % shares:
             continue
         for accumulation, remat in itertools.product(divisors(stage.data.rows // shares), policies):
-            yield Choice(mesh, remat, accumulation, decoder.attention_kernel)
+            yield Choice(mesh, remat, accumulation)
 
 
 def _sizes(experiment: Experiment, index: int, topology: Topology) -> tuple[int, int]:
@@ -255,7 +251,7 @@ def candidate_table(name: str, topology: Topology, found: Found) -> Table:
     """One row a choice."""
     title = f"stage {name} on {topology.name}: {len(found.compiled)} of {found.considered} choices compiled"
     table = Table(title=title, title_justify="left", header_style="bold", pad_edge=False)
-    for column in ("mesh, remat, accumulation, kernel", "step", "MFU", "calibrated", "exposed", "headroom", "expected"):
+    for column in ("mesh, remat, accumulation", "step", "MFU", "calibrated", "exposed", "headroom", "expected"):
         table.add_column(column, justify="left" if column.startswith("mesh") else "right")
     for candidate in found.compiled:
         table.add_row(str(candidate.choice), *_cells(candidate), f"{candidate.expected.seconds:.3g} s")
@@ -283,6 +279,25 @@ def recommendation(found: Found) -> str:
     if best is None:
         return f"Nothing that was compiled fits with {LEAST_HEADROOM:.0%} headroom."
     return f"Fastest that fits with {LEAST_HEADROOM:.0%} headroom (predicted): {best.choice.overrides(found.index)}"
+
+
+def common_layout(experiment: Experiment, found: Mapping[str, Found]) -> str:
+    """What to make of recommendations for several stages, which share the experiment's mesh and recomputation."""
+    if len(found) < 2:
+        return ""
+    hours = {
+        name: experiment.stages[one.index].steps * one.best.report.calibrated / 3600
+        for name, one in found.items()
+        if one.best is not None and one.best.report is not None
+    }
+    said = "Mesh and remat are the experiment's, the same in all stages; only accumulation is a stage's own."
+    if not hours:
+        return said
+    longest = max(hours, key=lambda name: hours[name])
+    return (
+        f"{said} Take those of {longest}, which lasts longest ({hours[longest]:,.1f} h, calibrated), and rehearse the "
+        "other stages with them."
+    )
 
 
 def to_json(experiment: str, topology: Topology, found: Mapping[str, Found]) -> dict[str, Any]:

@@ -149,7 +149,8 @@ def rehearse_stage(
         experiment: what would be trained.
         index: of the stage.
         topology: where.
-        quick: end the compiler before it generates code (`rehearsal.quick`): faster by far, and found out less.
+        quick: end the compiler before it generates code (`rehearsal.quick`): faster by far, but the code's size is
+            missing in the peak, and a kernel that needs too much fast memory stays unfound.
         watch: shows what is being done.
 
     Raises:
