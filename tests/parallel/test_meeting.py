@@ -6,16 +6,13 @@ import threading
 import time
 
 import pytest
+from several import free_port
 
 from vlm_jax.errors import UserError
+from vlm_jax.parallel import meeting
 from vlm_jax.parallel.meeting import Place, meet
 from vlm_jax.parallel.processes import find_place
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+from vlm_jax.parallel.wire import receive, send
 
 
 def come(*places, patience=1.5):
@@ -54,6 +51,21 @@ def test_who_does_not_come_is_named_to_all_who_did():
     assert len(set(found)) == 1
     assert "2 of 4 processes came" in found[0]
     assert "without 1, 3" in found[0]
+
+
+def test_who_came_long_before_the_first_does_not_wait_twice(monkeypatch):
+    monkeypatch.setattr(meeting, "_ANSWER_S", 1.0)
+    place = Place(f"127.0.0.1:{free_port()}", 3, 0)
+    began = time.monotonic()
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        first = pool.submit(meet, place, 60)
+        with meeting._connect(place, 60) as early:
+            early.settimeout(60)
+            send(early, {"process": 1, "processes": 3, "host": "here", "pid": 1, "waited": 59.5})
+            assert "2 of 3 processes came" in receive(early)["error"]
+        with pytest.raises(UserError, match="without 2;"):
+            first.result()
+    assert time.monotonic() - began < 50
 
 
 def test_nobody_at_the_address():
@@ -142,5 +154,6 @@ def test_where_this_process_is_told_by_flags_or_the_environment():
     assert find_place("b:2", 1, 0, {}) is None, "one process by itself"
     with pytest.raises(UserError, match="--processes and --process is missing"):
         find_place("b:2", environment={})
-    with pytest.raises(UserError, match="JAX_PROCESS_ID=first: give a number"):
-        find_place(environment={**environment, "JAX_PROCESS_ID": "first"})
+    for word in ("first", "--1", ""):
+        with pytest.raises(UserError, match=f"JAX_PROCESS_ID={word}: give a number"):
+            find_place(environment={**environment, "JAX_PROCESS_ID": word})

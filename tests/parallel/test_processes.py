@@ -117,11 +117,13 @@ def test_one_is_asked_to_leave_then_one_is_killed(tmp_path):
 @pytest.mark.parametrize(
     ("what", "codes", "said"),
     [
-        ("differ", [2, 2, 2], ["the number: process 0 has 0, process 1 has 1"] * 3),
-        ("first is wrong", [2, 2, 2], ["no such directory"] * 3),
+        (
+            "all are told",
+            [2, 2, 2],
+            ["what it knows: process 0 has ['no room', 0], process 1 has ['no room', 1]"] * 3,
+        ),
         ("one is wrong", [1, 2, 1], ["ended: no room", "no room", "ended: no room"]),
         ("one breaks", [1, 1, 1], ["ended: ZeroDivisionError", "ZeroDivisionError: no reason", "ZeroDivisionError"]),
-        ("part", [0, 0, 0], ["together [0, 1, 2] 3"] * 3),
     ],
 )
 def test_an_error_of_one_ends_all(tmp_path, what, codes, said):
@@ -149,6 +151,7 @@ def test_the_first_is_killed_while_all_compute(tmp_path):
         (("--coordinator", "127.0.0.1:1"), "--processes and --process is missing"),
         (("--coordinator", "nowhere", "--processes", "2", "--process", "0"), "give HOST:PORT"),
         (("--silence", "3"), "give 5 to 50 seconds"),
+        (("--silence", "0"), "give 5 to 50 seconds"),
     ],
 )
 def test_bad_input_is_one_line(arguments, said, root, tmp_path, capsys):

@@ -66,7 +66,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     set_tpu_flags([experiment])
     place = processes.find_place(arguments.coordinator, arguments.processes, arguments.process)
-    silence = arguments.silence or processes.SILENCE_S
+    silence = processes.SILENCE_S if arguments.silence is None else arguments.silence
     if not 5 <= silence <= 50:
         raise UserError(f"--silence is {silence:g}: give 5 to 50 seconds")
     with processes.joined(place, silence):

@@ -15,8 +15,9 @@ from vlm_jax.errors import UserError
 from vlm_jax.parallel.wire import Message, Stranger, receive, send
 
 PATIENCE_S = 45.0
-"""How long processes wait for each other before the run begins."""
+"""How long processes wait for each other before the run begins, each from its own start."""
 _ANSWER_S = 5.0
+"""For what comes at once, and for the others after one came that has nearly lost its patience."""
 _RETRY_S = 0.5
 
 
@@ -78,6 +79,12 @@ class Met:
 def meet(place: Place, patience_s: float = PATIENCE_S) -> Met:
     """Waits until all processes are there.
 
+    Process 0 waits only as long as the one that started first has patience, so that nobody waits much longer than that.
+
+    Args:
+        place: which process this is.
+        patience_s: how long it waits; the same in all.
+
     Raises:
         UserError: if they do not come, or do not agree on who they are; every process that came is told.
     """
@@ -98,8 +105,10 @@ def _receive_all(place: Place, patience_s: float) -> Met:
                     if key.fileobj is not door:  # it has nothing to say yet, so this is its end; it may come again
                         selector.unregister(key.fileobj)
                         guests.remove(key.fileobj)  # type: ignore[arg-type]
-                    elif (connection := guests.welcome(door)) is not None:
+                    elif (guest := guests.welcome(door)) is not None:
+                        connection, waited = guest
                         selector.register(connection, selectors.EVENT_READ)
+                        end = min(end, time.monotonic() + max(_ANSWER_S, patience_s - waited))
         coordinator = f"{_bracketed(place.host)}:{_free_port(place)}"
         names = [guests.names[index] for index in range(place.count)]
         for connection in guests.connections.values():
@@ -121,8 +130,8 @@ class _Guests:
         self.names = {0: _name(0, socket.gethostname())}
         self._pids: dict[int, str] = {}
 
-    def welcome(self, door: socket.socket) -> socket.socket | None:
-        """Lets in who is at the door; None if it is nobody who belongs here.
+    def welcome(self, door: socket.socket) -> tuple[socket.socket, float] | None:
+        """Lets in who is at the door, and how many seconds it has waited; None if it is nobody who belongs here.
 
         Raises:
             UserError: if it is a process of this run that contradicts the others.
@@ -134,7 +143,7 @@ class _Guests:
         connection.settimeout(_ANSWER_S)
         try:
             hello = receive(connection)
-            index, count, host, pid = (hello[key] for key in ("process", "processes", "host", "pid"))
+            index, count, host, pid, waited = (hello[key] for key in ("process", "processes", "host", "pid", "waited"))
         except (OSError, Stranger, KeyError):
             connection.close()
             return None
@@ -155,7 +164,7 @@ class _Guests:
             connection.close()
             raise UserError(wrong)
         self.connections[index], self.names[index], self._pids[index] = connection, _name(index, host), pid
-        return connection
+        return connection, waited
 
     def remove(self, connection: socket.socket) -> None:
         """Forgets one that went away before all were there."""
@@ -182,11 +191,13 @@ class _Guests:
 
 
 def _go_there(place: Place, patience_s: float) -> Met:
+    began = time.monotonic()
     connection = _connect(place, patience_s)
-    connection.settimeout(patience_s + _ANSWER_S)
+    waited = time.monotonic() - began
+    connection.settimeout(max(_ANSWER_S, patience_s - waited) + _ANSWER_S)
     try:
         who = {"process": place.index, "processes": place.count, "host": socket.gethostname(), "pid": os.getpid()}
-        send(connection, who)
+        send(connection, {**who, "waited": waited})
         answer: Message = receive(connection)
     except TimeoutError:
         raise UserError(f"{_stranger(place)} (it does not answer)") from None
@@ -209,7 +220,8 @@ def _connect(place: Place, patience_s: float) -> socket.socket:
     end = time.monotonic() + patience_s
     while True:
         try:
-            return socket.create_connection((place.host, place.port), timeout=_ANSWER_S)
+            left = max(_RETRY_S, end - time.monotonic())
+            return socket.create_connection((place.host, place.port), timeout=min(_ANSWER_S, left))
         except OSError as error:  # hosts do not start at the same moment, and names may come late too
             if time.monotonic() + _RETRY_S > end:
                 raise UserError(

@@ -7,6 +7,7 @@ Like the devices, membership belongs to the process as a whole, so it is asked f
 import contextlib
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -15,7 +16,7 @@ import jax
 from jax._src import cloud_tpu_init, clusters  # jax tells nowhere else what it finds
 from jax.experimental import multihost_utils
 
-from vlm_jax.errors import Preempted, RunError, UserError
+from vlm_jax.errors import Preempted, RunError, UserError, refused_by_disk, shown
 from vlm_jax.parallel.meeting import PATIENCE_S, Place, meet
 from vlm_jax.parallel.star import Star
 
@@ -23,6 +24,8 @@ SILENCE_S = 30.0
 """A process that gives no sign of life for longer is given up, and the run ends."""
 _JAX_SILENCE_S = 60
 """The same of jax's own watch, which ends a process by a trap; ours is to be first."""
+_LEAST_FOR_JAX_S = 10
+"""For jax to join the processes that have met, of which one may have come at the last moment."""
 _VERDICT_S = 10.0
 """After a failed collective: how long to wait for the news that another process is the reason."""
 
@@ -59,15 +62,19 @@ def find_place(
             flags = ("--coordinator", "--processes", "--process")
             missing = " and ".join(flag for flag, word in zip(flags, words, strict=True) if word is None)
             raise UserError(f"{missing} is missing: several processes need all of {', '.join(flags)}")
-        for name, word in zip(names[1:], words[1:], strict=True):
-            if not str(word).lstrip("-").isdecimal():
-                raise UserError(f"{name}={word}: give a number")
-        place = Place(words[0], int(words[1]), int(words[2]))
+        place = Place(words[0], *(_number(name, word) for name, word in zip(names[1:], words[1:], strict=True)))
     elif cloud_tpu_init.running_in_cloud_tpu_vm:
         place = _place_in_slice()
     else:
         return None
     return place if place.count > 1 else None
+
+
+def _number(name: str, word: Any) -> int:
+    try:
+        return int(word)
+    except ValueError:
+        raise UserError(f"{name}={word}: give a number") from None
 
 
 def _place_in_slice() -> Place:
@@ -93,7 +100,7 @@ def joined(place: Place | None, silence_s: float = SILENCE_S) -> Iterator[None]:
         silence_s: a process that gives no sign of life for longer is given up.
 
     Raises:
-        UserError: if they do not come together.
+        UserError: if they do not come together, or a disk is full.
         RunError: if another of them has ended; what was raised here because of it is left out.
     """
     if place is None:
@@ -109,6 +116,9 @@ def joined(place: Place | None, silence_s: float = SILENCE_S) -> Iterator[None]:
         report_end(str(error) or "it was interrupted")
         raise
     except BaseException as error:
+        if refused := refused_by_disk(error):
+            report_end(str(refused))
+            raise refused from error
         _end_for_unknown_reason(error)
     leave()
 
@@ -120,7 +130,9 @@ def join(place: Place, silence_s: float = SILENCE_S) -> None:
         UserError: if they do not come, or do not agree on who they are.
     """
     global _star
+    began = time.monotonic()
     met = meet(place)
+    left = max(_LEAST_FOR_JAX_S, PATIENCE_S - (time.monotonic() - began))
     try:
         jax.distributed.initialize(
             met.coordinator,
@@ -128,7 +140,7 @@ def join(place: Place, silence_s: float = SILENCE_S) -> None:
             place.index,
             cluster_detection_method="deactivate",
             coordinator_bind_address=met.coordinator if place.loopback else None,
-            initialization_timeout=int(PATIENCE_S),
+            initialization_timeout=round(left),
             heartbeat_timeout_seconds=_JAX_SILENCE_S,
             shutdown_timeout_seconds=int(SILENCE_S),
         )
@@ -193,9 +205,14 @@ def gather_json(value: Any) -> list[Any]:
     return [value] if _star is None else _star.gather(value)
 
 
+def gather_at_first(value: Any) -> list[Any]:
+    """Every process's value in process 0, an empty list in the others; for what is large. Else as `gather_json`."""
+    return [value] if _star is None else _star.gather(value, at_first=True)
+
+
 def wait_for_all() -> None:
     """Returns when every process has come here; raises like `gather_json`."""
-    gather_json(None)
+    gather_at_first(None)
 
 
 def of_first(value: Any) -> Any:
@@ -207,7 +224,7 @@ def first_does(act: Callable[[], Any]) -> None:
     """Does something in process 0 alone, while the others wait.
 
     Raises:
-        UserError: in every process, if the act raises it.
+        UserError: in every process, if the act raises it, or finds a disk full.
     """
     error: UserError | None = None
     if is_first():
@@ -215,6 +232,10 @@ def first_does(act: Callable[[], Any]) -> None:
             act()
         except UserError as raised:
             error = raised
+        except OSError as raised:
+            error = refused_by_disk(raised)
+            if error is None:
+                raise
     told = of_first(None if error is None else str(error))
     if told is not None:
         raise error or UserError(told)
@@ -234,7 +255,7 @@ def agree(value: Any, what: str) -> None:
     for index, other in enumerate(values):
         if other != values[0]:
             raise UserError(
-                f"{what}: process 0 has {_short(values[0])}, process {index} has {_short(other)}; start all alike"
+                f"{what}: process 0 has {shown(values[0])}, process {index} has {shown(other)}; start all alike"
             )
 
 
@@ -246,8 +267,3 @@ def preemption_requested(step: int) -> bool:
     Always False for a process that is alone.
     """
     return _star is not None and multihost_utils.reached_preemption_sync_point(step)
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

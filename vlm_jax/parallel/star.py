@@ -5,8 +5,7 @@ so the others know at once; one that is stopped, or whose machine is gone, is mi
 """
 
 import contextlib
-import selectors
-import socket
+import json
 import sys
 import threading
 import time
@@ -15,10 +14,11 @@ from typing import Any
 
 from vlm_jax.errors import RunError
 from vlm_jax.parallel.meeting import Met
-from vlm_jax.parallel.wire import Inbox, Message, Stranger, send
+from vlm_jax.parallel.post import Post
+from vlm_jax.parallel.wire import Message, send
 
-BEAT_S = 2.0
-"""Between two signs of life."""
+_BEAT_S = 1.0
+"""Between two signs of life, and between two looks at who gave none."""
 _MANNERS_S = 5.0
 """For others to end by an error of their own, which is better to read than that somebody else had one."""
 
@@ -34,28 +34,25 @@ class Star:
         abandon: called from a thread with the reason when the run cannot go on; it ends this process.
         """
         self.index, self.names = index, met.names
-        self._connections, self._door = met.connections, met.door
+        self._post, self._door = Post(met.connections, met.door), met.door
         self._silence_s, self._abandon = silence_s, abandon
         self._state = threading.Condition()
-        self._verdict = ""
-        self._ending = self._abandoned = False
-        self._present = set(self._connections)
+        self._verdict, self._give_up_at = "", 0.0
+        self._ending = self._abandoned = self._closed = False
+        self._present = set(met.connections)
         self._number = 0
         self._parts: dict[int, dict[int, Any]] = {}
         self._whole: dict[int, list[Any]] = {}
-        self._inboxes = {other: Inbox() for other in self._connections}
-        self._locks = {other: threading.Lock() for other in self._connections}
-        for connection in self._connections.values():
-            connection.settimeout(silence_s)
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._beat_at = 0.0
         self._thread = threading.Thread(target=self._watch, name="other processes", daemon=True)
         self._thread.start()
 
-    def gather(self, value: Any, last: bool = False) -> list[Any]:
+    def gather(self, value: Any, *, at_first: bool = False, last: bool = False) -> list[Any]:
         """Everybody's value, by process; waits until all have given theirs.
 
         Args:
-            value: JSON-able.
+            value: JSON-able; everybody gets it as it is after a way through JSON.
+            at_first: only process 0 gets the values, the others an empty list.
             last: nobody is missed any more once all have come here.
 
         Raises:
@@ -63,11 +60,11 @@ class Star:
         """
         with self._state:
             number, self._number = self._number, self._number + 1
-        message = {"number": number, "value": value, "last": last}
+        message = {"number": number, "value": value, "at_first": at_first, "last": last}
         if self.index:
-            self._send(0, message)
+            self._post.send((0,), message)
         else:
-            self._put(0, message)
+            self._put(0, json.loads(json.dumps(message)))
         with self._state:
             self._state.wait_for(lambda: number in self._whole or self._verdict)
             if number not in self._whole:
@@ -91,6 +88,8 @@ class Star:
         if self.index == 0:
             with self._state:
                 self._state.wait_for(lambda: not self._present, _MANNERS_S + 3)
+        else:
+            self._wait_until_sent()
 
     def _stand_back(self) -> None:
         """This process ends by itself from here on; unless the thread has begun to end it, which is waited for."""
@@ -102,17 +101,21 @@ class Star:
         """Ends the conversation; to be called after `gather` with `last`."""
         with self._state:
             self._ending = True
-        for connection in (*self._connections.values(), *([self._door] if self._door else [])):
-            with contextlib.suppress(OSError):
-                connection.close()
-
-    def _send(self, other: int, message: Message) -> None:
-        with self._locks[other], contextlib.suppress(OSError):  # who is not there any more is found by reading
-            send(self._connections[other], message)
+        self._wait_until_sent()
+        self._closed = True
+        self._post.wake()
+        self._thread.join(_MANNERS_S)
+        self._post.close()
 
     def _send_all(self, message: Message) -> None:
-        for other in sorted(self._present):
-            self._send(other, message)
+        with self._state:
+            others = sorted(self._present)
+        self._post.send(others, message)
+
+    def _wait_until_sent(self) -> None:
+        end = time.monotonic() + _MANNERS_S
+        while not self._post.all_sent() and self._thread.is_alive() and time.monotonic() < end:
+            time.sleep(0.01)
 
     def _put(self, other: int, message: Message) -> None:
         """Process 0: a value of one of them; when all are there, they are sent round."""
@@ -125,7 +128,8 @@ class Star:
             values = [parts[index] for index in range(len(self.names))]
             del self._parts[number]
             self._ending = self._ending or message["last"]
-        self._send_all({"number": number, "values": values, "last": message["last"]})
+        given = [] if message["at_first"] else values
+        self._send_all({"number": number, "values": given, "last": message["last"]})
         self._deliver(number, values)
 
     def _deliver(self, number: int, values: list[Any]) -> None:
@@ -134,44 +138,38 @@ class Star:
             self._state.notify_all()
 
     def _watch(self) -> None:
-        """The thread: gives and takes signs of life, and reads."""
-        with selectors.DefaultSelector() as selector:
-            for other, connection in self._connections.items():
-                selector.register(connection, selectors.EVENT_READ, other)
-            if self._door is not None:
-                selector.register(self._door, selectors.EVENT_READ)
-            heard = dict.fromkeys(self._connections, time.monotonic())
-            beat = 0.0
-            while self._present and all(connection.fileno() >= 0 for connection in self._connections.values()):
-                if time.monotonic() >= beat:
-                    self._send_all({})
-                    beat = time.monotonic() + BEAT_S
-                for key, _ in selector.select(BEAT_S / 2):
-                    if key.data is None:
-                        self._turn_away()
-                        continue
-                    heard[key.data] = time.monotonic()
-                    if not self._read(key.data):
-                        selector.unregister(key.fileobj)
-                quiet = [other for other in self._present if time.monotonic() - heard[other] > self._silence_s]
-                if quiet:
-                    self._judge(f"{self._who(quiet)} gave no sign of life for {self._silence_s:.0f} s")
-
-    def _read(self, other: int) -> bool:
-        """Takes what has come from another process; False if the connection is at its end."""
-        try:
-            messages = self._inboxes[other].read(self._connections[other])
-        except (OSError, Stranger):
-            messages = None
-        if messages is None:
+        """The thread: gives and takes signs of life, sends and reads, until the run cannot go on."""
+        while not self._closed:
+            self._exchange()
             with self._state:
-                self._present.discard(other)
-                self._state.notify_all()
-            self._judge(f"{self.names[other]} ended without a word: it was killed, or its machine is gone")
-            return False
-        for message in messages:
-            self._take(other, message)
-        return True
+                give_up = bool(self._verdict) and not self._ending and time.monotonic() >= self._give_up_at
+                if give_up:
+                    self._ending = self._abandoned = True
+            if give_up:
+                self._give_up()
+                return
+
+    def _exchange(self) -> None:
+        """One round; returns after half a beat at the latest."""
+        began = time.monotonic()  # whatever was sent before this is read before anybody is judged
+        for other, messages in self._post.exchange(_BEAT_S / 2):
+            if other is None:
+                self._turn_away()
+            elif messages is None:
+                with self._state:
+                    self._present.discard(other)
+                    self._state.notify_all()
+                self._judge(f"{self.names[other]} ended without a word: it was killed, or its machine is gone")
+            else:
+                for message in messages:
+                    self._take(other, message)
+        if began < self._beat_at:
+            return
+        self._beat_at = began + _BEAT_S
+        self._post.send(self._post.idle(), {})  # the others are being sent something
+        quiet = [other for other, heard in self._post.heard.items() if began - heard > self._silence_s]
+        if quiet:
+            self._judge(f"{self._who(quiet)} gave no sign of life for {self._silence_s:.0f} s")
 
     def _take(self, other: int, message: Message) -> None:
         if "failed" in message:
@@ -184,35 +182,23 @@ class Star:
             self._put(other, message)
 
     def _judge(self, verdict: str, manners: bool = False) -> None:
-        """The run cannot go on: says so to the others, and ends this process unless it is about to end by itself."""
+        """The run cannot go on: says so to the others; this process has to end, with `manners` after a while."""
         with self._state:
             if self._verdict or self._ending:
                 return
             self._verdict = verdict
+            self._give_up_at = time.monotonic() + (_MANNERS_S if manners else 0.0)
             self._state.notify_all()
         if self.index == 0:
             self._send_all({"failed": verdict, "manners": manners})
-        if manners:
-            with self._state:
-                self._state.wait_for(lambda: self._ending, _MANNERS_S)
-        with self._state:
-            if self._ending:
-                return
-            self._ending = self._abandoned = True
-        print(f"vlm: {verdict}", file=sys.stderr, flush=True)
-        if self.index == 0:  # jax's service in this process must not end before the others have read the reason
-            self._read_to_the_end(_MANNERS_S + 1)
-        self._abandon(verdict)
 
-    def _read_to_the_end(self, seconds: float) -> None:
-        end = time.monotonic() + seconds
-        with selectors.DefaultSelector() as selector:
-            for other in self._present:
-                selector.register(self._connections[other], selectors.EVENT_READ, other)
-            while self._present and time.monotonic() < end:
-                for key, _ in selector.select(BEAT_S / 4):
-                    if not self._read(key.data):
-                        selector.unregister(key.fileobj)
+    def _give_up(self) -> None:
+        """Ends this process, which has not ended by itself."""
+        print(f"vlm: {self._verdict}", file=sys.stderr, flush=True)
+        end = time.monotonic() + _MANNERS_S + 1
+        while self.index == 0 and self._present and not self._closed and time.monotonic() < end:
+            self._exchange()  # jax's service in this process must not end before the others have read the reason
+        self._abandon(self._verdict)
 
     def _who(self, others: Sequence[int]) -> str:
         more = f" and {len(others) - 3} more" if len(others) > 3 else ""

@@ -16,10 +16,15 @@ class Stranger(ValueError):  # noqa: N818
     """What came is no message."""
 
 
+def encode(message: Message) -> bytes:
+    """A message as it is sent."""
+    content = json.dumps(message).encode()
+    return _LENGTH.pack(len(content)) + content
+
+
 def send(connection: socket.socket, message: Message) -> None:
     """Sends a message; raises OSError if the connection is gone."""
-    content = json.dumps(message).encode()
-    connection.sendall(_LENGTH.pack(len(content)) + content)
+    connection.sendall(encode(message))
 
 
 class Inbox:

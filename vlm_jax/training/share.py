@@ -13,7 +13,7 @@ from data_pipelines.mixture import DataConfig, shards_of_places
 from data_pipelines.quarantine import Quarantine, join_files
 from vlm_jax.batch import Batch, BatchInfo
 from vlm_jax.parallel import Layout, held_places
-from vlm_jax.parallel.processes import count, gather_json, is_first, wait_for_all
+from vlm_jax.parallel.processes import count, gather_at_first, gather_json, is_first, wait_for_all
 
 
 def own_shards(data: DataConfig, layout: Layout) -> list[int]:
@@ -50,12 +50,18 @@ class SharedBatches:
         return batch, info
 
     def get_state(self) -> dict[str, Any]:
-        """The position of all processes together after the last batch."""
-        return merge_states(gather_json(self._loader.get_state()))
+        """The position of all processes together after the last batch, in process 0, which writes it; else empty."""
+        found = gather_at_first(self._loader.get_state())
+        return merge_states(found) if found else {}
 
     def sum_up(self, info: BatchInfo) -> BatchInfo:
-        """A batch's info with the counts of all processes, after the last batch; ids are those of this process."""
-        found = gather_json([self._loader.get_state(), dict(self._quarantine.new_counts())])
+        """A batch's info with the counts of all processes, after the last batch; ids are those of this process.
+
+        The others, which write no lines, get it as it is.
+        """
+        found = gather_at_first([self._loader.get_state(), dict(self._quarantine.new_counts())])
+        if not found:
+            return info
         # Processes that hold the same rows read the same shards, and meet the same records.
         new = {tuple(sorted(state["shards"])): counts for state, counts in found}
         quarantined = _added(self._quarantine.known_counts(), *new.values())

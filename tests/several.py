@@ -1,7 +1,7 @@
 """Runs of several processes on this machine, each with CPU devices of its own; and what they did.
 
-python several.py train RECORD ARGUMENT…      `vlm train`, with the examples of every batch written to RECORD.I
-python several.py ADDRESS N I ACT             joins N processes, tells so, and does something
+python -P several.py train RECORD ARGUMENT…      `vlm train`, with the examples of every batch written to RECORD.I
+python -P several.py ADDRESS N I ACT             joins N processes, tells so, and does something
 """
 
 import contextlib
@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-EXPERIMENT = Path(__file__).with_name("processes_experiment.py")
+EXPERIMENT = Path(__file__).with_name("parallel") / "processes_experiment.py"
 LIMIT_S = 240
 
 
@@ -35,7 +35,8 @@ class Several:
         self.logs = [directory / f"{i}.log" for i in range(count)]
         self.processes = []
         for i, log in enumerate(self.logs):
-            command = [sys.executable, str(Path(__file__)), *map(str, arguments(address, i))]
+            # -P: this file's directory has folders of the packages' names.
+            command = [sys.executable, "-P", str(Path(__file__)), *map(str, arguments(address, i))]
             with log.open("w") as file:
                 self.processes.append(subprocess.Popen(command, stdout=file, stderr=file, env={**os.environ, **quick}))
 
@@ -46,10 +47,8 @@ class Several:
         """Waits until something has happened, which must be before any of them ends."""
         end = time.monotonic() + LIMIT_S
         while not happened():
-            assert all(process.poll() is None for process in self.processes), "\n".join(map(self.said, range(2)))[
-                -3000:
-            ]
-            assert time.monotonic() < end
+            assert all(process.poll() is None for process in self.processes), self.said(0)[-3000:]
+            assert time.monotonic() < end, self.said(0)[-3000:]
             time.sleep(0.005)
 
     def codes(self, limit=LIMIT_S):
@@ -66,12 +65,12 @@ class Several:
         return found
 
 
-def train(workdir, count, devices, *more):
-    """`vlm train` on the short experiment."""
+def train(workdir, count, devices, *more, experiment=EXPERIMENT):
+    """`vlm train`, each process with so many devices, and more arguments."""
 
     def arguments(address, index):
         place = ("--coordinator", address, "--processes", count, "--process", index) if count > 1 else ()
-        return ("train", f"{workdir}.record.{index}", EXPERIMENT, "--workdir", workdir, *place, *more)
+        return ("train", f"{workdir}.record.{index}", experiment, "--workdir", workdir, *place, *more)
 
     return Several(workdir.with_name(f"{workdir.name}.said"), count, devices, arguments)
 
@@ -124,18 +123,19 @@ def _act(address, count, index, what):
             from jax.experimental import multihost_utils
 
             print("together", processes.gather_json(index), jax.device_count(), processes.is_first(), flush=True)
-            if what == "differ":
-                processes.agree(min(index, 1), "the number")
-            if what == "first is wrong":
-                processes.first_does(lambda: _raise(UserError("no such directory")))
+            if what == "all are told":
+                told = ""
+                try:
+                    processes.first_does(lambda: _raise(UserError("no room")))
+                except UserError as error:
+                    told = str(error)
+                processes.agree([told, min(index, 1)], "what it knows")
             if what == "one is wrong" and index == 1:
                 raise UserError("no room")
             if what == "one breaks" and index == 1:
                 raise ZeroDivisionError("no reason")
             while what in ("compute", "one breaks", "one is wrong"):
                 multihost_utils.process_allgather(np.ones(10))
-            if what == "sit":
-                time.sleep(LIMIT_S)
     except (UserError, RunError) as error:
         print(f"vlm: {error}", file=sys.stderr, flush=True)
         os._exit(2 if isinstance(error, UserError) else 1)
