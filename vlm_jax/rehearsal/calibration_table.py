@@ -27,8 +27,8 @@ class Calibration:
 _VERSIONS = "jax 0.10.2, libtpu 0.0.42.1"
 
 CALIBRATIONS = {
-    "v5p": Calibration("llama2-70b-v5p", 23.676, 19.732, _VERSIONS),
-    "v6e": Calibration("llama3.1-8b-v6e", 4.546, 3.442, _VERSIONS),
+    "v5p": Calibration("llama2-70b-v5p", 23.676, 19.734, _VERSIONS),
+    "v6e": Calibration("llama3.1-8b-v6e", 4.546, 3.452, _VERSIONS),
 }
 
 _NEAREST = {"v4": "v5p", "v5p": "v5p", "v5e": "v6e", "v6e": "v6e"}
