@@ -130,11 +130,15 @@ def _act(address, count, index, what):
                 except UserError as error:
                     told = str(error)
                 processes.agree([told, min(index, 1)], "what it knows")
+            if what == "first's disk is full":
+                processes.first_does(_fill)
+            if what == "one's disk is full" and index == 1:
+                _fill()
             if what == "one is wrong" and index == 1:
                 raise UserError("no room")
             if what == "one breaks" and index == 1:
                 raise ZeroDivisionError("no reason")
-            while what in ("compute", "one breaks", "one is wrong"):
+            while what in ("compute", "one breaks", "one is wrong", "one's disk is full"):
                 multihost_utils.process_allgather(np.ones(10))
     except (UserError, RunError) as error:
         print(f"vlm: {error}", file=sys.stderr, flush=True)
@@ -143,6 +147,11 @@ def _act(address, count, index, what):
 
 def _raise(error):
     raise error
+
+
+def _fill():
+    with open("/dev/full", "wb", buffering=0) as file:
+        file.write(b"x")
 
 
 if __name__ == "__main__":

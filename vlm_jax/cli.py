@@ -1,7 +1,6 @@
 """The command line: `vlm SUBCOMMAND`. It parses, calls and prints; what a command does is in the packages."""
 
 import argparse
-import errno
 import importlib
 import importlib.metadata
 import importlib.util
@@ -12,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from vlm_jax.errors import Preempted, RunError, UserError
+from vlm_jax.errors import Preempted, RunError, UserError, refused_by_disk
 
 DONE, FAULT, WRONG_INPUT, PREEMPTED = 0, 1, 2, 75
 
@@ -82,11 +81,10 @@ def run(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         return _fail("interrupted; what was saved before stays usable", 130)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        refused = refused_by_disk(error)
+        if refused is None:
             raise
-        return _fail(
-            f"{error.filename or 'output'}: {error.strerror}; free space or choose another directory", WRONG_INPUT
-        )
+        return _fail(str(refused), WRONG_INPUT)
     return DONE
 
 
