@@ -10,11 +10,12 @@ import textwrap
 import time
 
 import jax
+import orbax.checkpoint as ocp
 import pytest
 from tiny_disk import tiny_disk
 
 from vlm_jax.checkpoints import CheckpointManager
-from vlm_jax.checkpoints.retry import passing, try_again
+from vlm_jax.checkpoints.retry import RefusedError, passing, try_again
 
 SAVES = """
     import logging, sys
@@ -190,3 +191,16 @@ def test_what_will_not_pass_is_raised_at_once():
     with pytest.raises(PermissionError):
         try_again(refuse, "saving", 60)
     assert len(tries) == 1
+
+
+def test_memory_of_devices_is_no_full_disk_to_a_save(tmp_path, monkeypatch):
+    def exhaust(*_, **__):
+        jax.numpy.zeros(2**52, "uint8")
+
+    manager = CheckpointManager(tmp_path, retry_seconds=60)
+    monkeypatch.setattr(ocp.CheckpointManager, "save", exhaust)
+    with pytest.raises(RefusedError, match=r"could not save step 1 \(RESOURCE_EXHAUSTED: Out of memory") as caught:
+        manager.save(1, {"w": jax.numpy.ones(3)}, {}, {}, {"config.json": b"{}"})
+    assert "disk" not in str(caught.value)
+    assert "free space" not in str(caught.value)
+    manager.close()

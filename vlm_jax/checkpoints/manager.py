@@ -192,9 +192,10 @@ class CheckpointManager:
         while True:
             done = bool(concurrent.futures.wait([own], timeout=_LOOK_S).done)
             error = own.exception() if done else None
-            told = gather_json([done, error and (passing(error) or first_line(error))])
-            if why := next((f"process {i}: {why}" for i, (_, why) in enumerate(told) if why), ""):
-                raise self._refusal(None, why) from error
+            told = gather_json([done, error and _why(error)])
+            for process, (_, why) in enumerate(told):
+                if why:
+                    raise self._refusal(None, f"process {process}: {why[0]}", why[1]) from error
             if all(done for done, _ in told):
                 return
 
@@ -309,17 +310,21 @@ class CheckpointManager:
         return Snapshot(step, trees["params"], trees["optimizer"], files)
 
     def _unsaved(self, step: int | None, error: Exception) -> UserError:
-        return self._refusal(step, passing(error) or first_line(error))
+        return self._refusal(step, *_why(error))
 
-    def _refusal(self, step: int | None, why: str) -> RefusedError:
+    def _refusal(self, step: int | None, why: str, mend: str) -> RefusedError:
         self._refused = True
         which = "a checkpoint" if step is None else f"step {step}"
         last = self.latest_step()
         kept = f"step {last} is whole" if last is not None else "nothing was saved before"
-        return RefusedError(
-            f"{self.directory}: could not save {which} ({why}); {kept}; free space or choose another --workdir, then "
-            "run again"
-        )
+        return RefusedError(f"{self.directory}: could not save {which} ({why}); {kept}; {mend}")
+
+
+def _why(error: BaseException) -> tuple[str, str]:
+    """The reason why a save failed, and the mend."""
+    if why := passing(error):
+        return why, "free space or choose another --workdir, then run again"
+    return first_line(error), "run again when that is mended"  # no permission, no memory
 
 
 def _read(where: epath.Path, items: Mapping[str, PyTree]) -> tuple[Mapping[str, bytes], dict[str, PyTree]]:
