@@ -114,6 +114,9 @@ def test_what_does_not_fit_is_refused_by_the_compiler_and_the_largest_tensors_ar
     stage = json.loads(file.read_text())["stages"]["text"]
     assert not stage["fits"]
     assert stage["peak_bytes_per_chip"] > stage["hbm_bytes_per_chip"]
+    temporaries = stage["temporary_bytes_per_chip"] / 2**40
+    # The compiler gave up early, at so many TiB (in hundredths) of temporaries; arguments come on top.
+    assert temporaries == pytest.approx(round(temporaries, 2), abs=1e-9)
     assert stage["compiled_flops"] is None
     largest = stage["largest_tensors"][0]
     assert largest["size"] > 2**30
@@ -168,7 +171,7 @@ def test_what_help_and_docs_show_divides_over_its_slice(example: str) -> None:
         ((MU, "--topology", "v5e:2x2", "--mesh.tpus", "3"), "mesh.tpus"),
         (
             (MU, "--topology", "v5e:2x2", "--json", "/nowhere/x.json"),
-            "--json /nowhere/x.json: there is no such directory",
+            "--json /nowhere/x.json: its directory is not there",
         ),
         ((MU, "--topology", "v5e:2x2", "--json", "/"), "--json / is a directory"),
         ((MU, "--topology", "v5e:2x2", "--search", "--details"), "--details shows one layout, --search tries many"),

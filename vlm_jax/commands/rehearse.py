@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -61,10 +62,7 @@ def add_parser(subparsers: Any) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Rehearses and prints; UserError if a stage does not fit."""
     _refuse_what_would_be_ignored(arguments)
-    if arguments.json and not Path(arguments.json).absolute().parent.is_dir():
-        raise UserError(f"--json {arguments.json}: there is no such directory; make it first, or name another file")
-    if arguments.json and Path(arguments.json).is_dir():
-        raise UserError(f"--json {arguments.json} is a directory; name a file")
+    _check_json(arguments.json)
     if arguments.calibrate:
         return _calibrate(arguments)
     if not arguments.experiment:
@@ -100,6 +98,16 @@ def run(arguments: argparse.Namespace) -> None:
         if not stage.fits or (stage.host is not None and not stage.host.fits):
             raise UserError(does_not_fit(stage))
     return None
+
+
+def _check_json(file: str | None) -> None:
+    """Before anything is compiled."""
+    if file is None:
+        return
+    if Path(file).is_dir():
+        raise UserError(f"--json {file} is a directory; name a file")
+    if not os.access(Path(file).absolute().parent, os.W_OK):
+        raise UserError(f"--json {file}: its directory is not there, or cannot be written; name another one")
 
 
 def _refuse_what_would_be_ignored(arguments: argparse.Namespace) -> None:
