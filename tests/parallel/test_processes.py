@@ -164,6 +164,7 @@ def test_a_process_that_is_alone_is_the_first_of_one():
         assert processes.count() == 1
         assert processes.gather_json({"a": 1}) == [{"a": 1}]
         assert processes.of_first(3) == 3
+        assert processes.gather_at_first(4) == [4]
         assert not processes.preemption_requested(1)
         processes.agree(1, "a number")
         processes.wait_for_all()
