@@ -7,6 +7,7 @@ python -P several.py ADDRESS N I ACT             joins N processes, tells so, an
 import contextlib
 import json
 import os
+import resource
 import socket
 import subprocess
 import sys
@@ -134,6 +135,8 @@ def _act(address, count, index, what):
                 processes.first_does(_fill)
             if what == "one's disk is full" and index == 1:
                 _fill()
+            if what.startswith("save"):
+                _save(*what.split()[1:], index)
             if what == "one is wrong" and index == 1:
                 raise UserError("no room")
             if what == "one breaks" and index == 1:
@@ -147,6 +150,31 @@ def _act(address, count, index, what):
 
 def _raise(error):
     raise error
+
+
+def _save(directory, refused, index):
+    """Two steps, of which the second is refused to one process once its files reach 50 kB."""
+    import jax
+    import numpy as np
+
+    from vlm_jax.checkpoints import CheckpointManager
+
+    mesh = jax.sharding.Mesh(np.array(jax.devices()), "x")
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("x"))
+    values = np.random.default_rng(0).standard_normal(60_000, "float32")
+    params = {"kernel": jax.make_array_from_callback(values.shape, sharding, lambda cut: values[cut])}
+    manager = CheckpointManager(directory, retry_seconds=5.0)
+    try:
+        manager.save(1, params, params, {"at": 1}, {"config.json": b"{}"}, wait=True)
+        if index == int(refused):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+        manager.save(2, params, params, {"at": 2}, {"config.json": b"{}"})
+        manager.wait()
+    except Exception:
+        manager.give_up()
+        raise
+    finally:
+        manager.close()
 
 
 def _fill():

@@ -129,6 +129,16 @@ def test_an_error_of_one_ends_all(tmp_path, what, codes, said):
         assert ("Traceback" in run.said(i)) == (what == "one breaks" and i == 1)
 
 
+@pytest.mark.parametrize("refused", [0, 1])
+def test_a_save_that_one_is_refused_ends_all_soon(tmp_path, refused):
+    """What orbax itself tells only after it has waited for the others for 20 minutes."""
+    run = act(tmp_path, 2, f"save {tmp_path / 'saved'} {refused}")
+    assert run.codes(60) == [2, 2], "\n".join(map(run.said, range(2)))
+    for i in range(2):
+        assert f"could not save a checkpoint (process {refused}: the disk is full); step 1 is whole" in run.said(i)
+    assert [path.name for path in (tmp_path / "saved").iterdir() if path.name.isdigit()] == ["1"]
+
+
 def test_the_first_is_killed_while_all_compute(tmp_path):
     run = act(tmp_path, 3, "compute")
     run.wait_for(lambda: all("together" in run.said(i) for i in range(3)))

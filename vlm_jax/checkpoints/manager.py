@@ -13,6 +13,7 @@ import contextlib
 import dataclasses
 import json
 import logging
+import sys
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -25,6 +26,7 @@ from jaxtyping import PyTree
 from vlm_jax.checkpoints.checks import DamagedError, check_model, first_line, unread, verified_files, verify
 from vlm_jax.checkpoints.checksums import file_checksum, seal, tree_checksums, unseal
 from vlm_jax.checkpoints.files import FilesHandler, FilesSave
+from vlm_jax.checkpoints.handoff import newest_step
 from vlm_jax.checkpoints.retry import RefusedError, passing, try_again
 from vlm_jax.errors import UserError
 from vlm_jax.parallel.processes import count, gather_json, is_first, of_first, wait_for_all
@@ -54,6 +56,16 @@ class _OrbaxManager(ocp.CheckpointManager):
     def reached_preemption(self, step: int) -> bool:
         """Never: asking jax counts as a step done, and the run asks once a step, with numbers of its own."""
         return False
+
+
+def _barrier(key: str, timeout_ms: int) -> None:
+    """Waits for the other processes in a thread of a save; but what has failed here is raised, as it is told to them.
+
+    Orbax would wait before it is: for processes that wait for this one, as long as the longest save may take.
+    """
+    if error := sys.exc_info()[1]:
+        raise error
+    ocp.multihost.get_barrier_sync_fn()(key=key, timeout_ms=timeout_ms)
 
 
 class CheckpointManager:
@@ -86,6 +98,7 @@ class CheckpointManager:
             preservation_policy=ocp.checkpoint_managers.AnyPreservationPolicy(policies),
             cleanup_tmp_directories=True,
             create=True,
+            async_options=ocp.options.AsyncOptions(barrier_sync_fn=_barrier),
         )
         handlers = {
             "params": ocp.StandardCheckpointHandler(),
@@ -315,7 +328,7 @@ class CheckpointManager:
     def _refusal(self, step: int | None, why: str, mend: str) -> RefusedError:
         self._refused = True
         which = "a checkpoint" if step is None else f"step {step}"
-        last = self.latest_step()
+        last = newest_step(self.directory)  # orbax may count the step that was refused
         kept = f"step {last} is whole" if last is not None else "nothing was saved before"
         return RefusedError(f"{self.directory}: could not save {which} ({why}); {kept}; {mend}")
 
