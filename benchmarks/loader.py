@@ -44,16 +44,15 @@ from data_pipelines.image_files import PNG
 from data_pipelines.images import BadImage, decode, file_bytes
 from data_pipelines.kinds.captions import REQUESTS
 from data_pipelines.loader import make_loader
-from data_pipelines.quarantine import BadRecord, Quarantine
+from data_pipelines.quarantine import BadRecord
 from data_pipelines.sources import open_source, source_for
+from data_pipelines.template import Processor
 from data_pipelines.tokenizers import SentencePieceConfig, train_sentencepiece
 from vlm_jax.checkpoints import initialise_missing
 from vlm_jax.config import Stage, load_experiment
 from vlm_jax.errors import UserError
 from vlm_jax.parallel import build_layout, use_layout
-from vlm_jax.training.hooks import Preemption
-from vlm_jax.training.program import build_program
-from vlm_jax.training.run import Run
+from vlm_jax.training.program import StageProgram, build_program
 from vlm_jax.training.workdir import build_processor
 
 SIDES = Path(__file__).with_name("loader_sides.py")
@@ -176,9 +175,9 @@ def show_torch(figures: dict[str, Any]) -> None:
     rich.print(f"both ways of decoding give the same pictures, up to so many levels of 255: {differences}")
 
 
-def loader_rate(run: Run, stage: Stage, batches: int) -> float:
+def loader_rate(stage: Stage, processor: Processor, seed: int, batches: int) -> float:
     """Batches a second of the loader alone, after the first ones."""
-    with contextlib.closing(make_loader(stage, run.processor, seed=run.experiment.seed)) as loader:
+    with contextlib.closing(make_loader(stage, processor, seed=seed)) as loader:
         for _ in itertools.islice(loader, 5):
             pass
         start = time.perf_counter()
@@ -187,12 +186,11 @@ def loader_rate(run: Run, stage: Stage, batches: int) -> float:
         return batches / (time.perf_counter() - start)
 
 
-def step_rate(run: Run, index: int, steps: int) -> float:
+def step_rate(program: StageProgram, processor: Processor, seed: int, steps: int) -> float:
     """Steps a second on a batch that is already there."""
-    program = build_program(run.experiment, index, run.layout)
-    state = program.create_state(initialise_missing(program.model, run.layout, run.experiment.seed))
+    state = program.create_state(initialise_missing(program.model, program.layout, seed))
     step = program.whole_step
-    with contextlib.closing(make_loader(program.stage, run.processor, seed=run.experiment.seed)) as loader:
+    with contextlib.closing(make_loader(program.stage, processor, seed=seed)) as loader:
         batch = jax.device_put(next(loader)[0])
     state, metrics = step(state, batch)
     jax.block_until_ready(metrics)
@@ -207,20 +205,12 @@ def against_step(arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
     """Figures of every stage."""
     experiment = load_experiment(arguments.experiment)
     layout = build_layout(experiment.mesh)
-    processor = build_processor(experiment)
+    processor, seed = build_processor(experiment), experiment.seed
     figures = {}
-    with tempfile.TemporaryDirectory() as directory, use_layout(layout):
-        run = Run(
-            experiment,
-            epath.Path(directory),
-            processor,
-            layout,
-            Quarantine(),
-            Preemption(),
-            Console(stderr=True),
-        )
+    with use_layout(layout):
         for index, stage in enumerate(experiment.stages):
-            fed, used = loader_rate(run, stage, arguments.batches), step_rate(run, index, arguments.steps)
+            fed = loader_rate(stage, processor, seed, arguments.batches)
+            used = step_rate(build_program(experiment, index, layout), processor, seed, arguments.steps)
             figures[stage.name] = {"loader_batches_per_second": fed, "steps_per_second": used, "ratio": fed / used}
     return figures
 
