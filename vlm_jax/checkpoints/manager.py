@@ -59,11 +59,12 @@ class _OrbaxManager(ocp.CheckpointManager):
 
 
 def _barrier(key: str, timeout_ms: int) -> None:
-    """Waits for the other processes in a thread of a save; but what has failed here is raised, as it is told to them.
+    """Waits for the other processes; but in the thread that ends a save, what has failed is raised: they are told it.
 
     Orbax would wait before it is: for processes that wait for this one, as long as the longest save may take.
     """
-    if error := sys.exc_info()[1]:
+    error = sys.exc_info()[1]
+    if error is not None and threading.current_thread().name == "save_finalize":
         raise error
     ocp.multihost.get_barrier_sync_fn()(key=key, timeout_ms=timeout_ms)
 
